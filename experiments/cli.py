@@ -41,7 +41,12 @@ _VERBS = (
         "raw videos to training rows: clips, speech with times, voices",
         "my_videos --to my_set",
     ),
-    Verb("curate", "pipeline.curate", "curate the high-quality pairs", "mini"),
+    Verb(
+        "curate",
+        "curate.curate",
+        "choose clips that stand for all, good ones first",
+        "mini --clips my_set --to my_choice --set curate.budget=500",
+    ),
     Verb("codec", "pipeline.codec", "fit the linear codecs on the corpus", "mini"),
     Verb(
         "codec import",
@@ -115,6 +120,7 @@ _VERBS = (
         "a.jsonl b.jsonl",
     ),
     Verb("serve rewards", "serve.rewards", "score clips over HTTP", "--rewards sync_mini --root out"),
+    Verb("serve generate", "serve.generate", "make clips over HTTP", "--model out/align/model --gpus 1"),
     Verb("serve tokens add", "serve.tokens_add", "an access token of the service", "team --per-minute 60"),
     Verb("serve tokens list", "serve.tokens_list", "access tokens of the service, without the tokens"),
     Verb("serve tokens revoke", "serve.tokens_revoke", "take an access token away", "team"),

@@ -38,4 +38,4 @@ def print_warnings(prompts: Path, warnings: Sequence[dict[str, Any]]) -> None:
         where = f"{prompts}:{warning['line']} {warning['field']}"
         print(f"warning: {where}: {warning['message']}", file=sys.stderr)
     if (more := len(warnings) - SHOWN) > 0:
-        print(f"warning: {prompts}: {more} more rows have such words", file=sys.stderr)
+        print(f"warning: {prompts}: {more} more rows are warned of", file=sys.stderr)

@@ -17,9 +17,10 @@ import torch
 from experiments.scoring.latents import AlignScorer
 from pretrain.clip_kind import ClipKind, kind_of
 from pretrain.codecs.base import check_trained_on
-from pretrain.generate import GenerateConfig, conditioning_of, device_of, noise_of, reference_voices
+from pretrain.generation.conditions import conditioning_of, noise_of, reference_voices
+from pretrain.generation.config import GenerateConfig, device_of
 from pretrain.model.checkpoint import load_model
-from pretrain.prompt import PromptRow, parse
+from pretrain.prompt import PromptRow, check_plain, parse
 from pretrain.sampling import LatentRates, lower_precision, sample
 from pretrain.types import AUDIO_TOKENS_PER_S, VIDEO_FRAMES_PER_LATENT
 
@@ -50,6 +51,7 @@ class RewriteClips:
             raise ValueError(
                 f"{prompts}:{wrong.line} image_path: clips of rewrites start from no image; leave it out"
             )
+        check_plain(rows, "rewriting by clips")
         if missing := next(
             ((row, path) for row in rows for path in row.reference_paths if path and not path.is_file()), None
         ):

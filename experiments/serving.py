@@ -132,17 +132,25 @@ def limits_from(settings: Sequence[str]) -> Limits:
     """Limits from NAME=NUMBER. Raises ValueError naming the nearest one."""
     from orchestration.service.limits import Limits
 
-    names = [field.name for field in dataclasses.fields(Limits)]
-    values: dict[str, Any] = {}
+    return limits_of(settings, Limits)[0]
+
+
+def limits_of(settings: Sequence[str], *kinds: type) -> list[Any]:
+    """An object of each of these dataclasses of limits, from NAME=NUMBER; names are unique over them.
+
+    Raises ValueError naming the nearest one.
+    """
+    owners = {field.name: kind for kind in kinds for field in dataclasses.fields(kind)}
+    values: dict[type, dict[str, Any]] = {kind: {} for kind in kinds}
     for setting in settings:
         name, _, value = setting.partition("=")
-        if name not in names:
-            raise ValueError(f"--limit {setting}: unknown limit; {nearest(name, names)}")
+        if name not in owners:
+            raise ValueError(f"--limit {setting}: unknown limit; {nearest(name, owners)}")
         try:
-            values[name] = read_yaml(value)
+            values[owners[name]][name] = read_yaml(value)
         except yaml.YAMLError:
             raise ValueError(f"--limit {setting}: expected NAME=NUMBER") from None
-    return fill(Limits, values, "--limit")
+    return [fill(kind, values[kind], "--limit") for kind in kinds]
 
 
 def serve_until_stopped(config: ServiceConfig, host: str, port: int, address: str, token: str) -> None:

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from finetune.lora import (
     LoraConfig,
@@ -172,7 +172,11 @@ def merge_adapter(base: Path, folder: Path, out: Path, facts: Mapping[str, Any] 
         tensors,
         adapter.config.scaling,
     )
-    kept = {name: described.facts[name] for name in ("codec_id", "ema_updates") if name in described.facts}
+    kept = {
+        name: described.facts[name]
+        for name in ("codec_id", "ema_updates", "trained_on")
+        if name in described.facts
+    }
     lineage = {
         "stage": "align",
         "parent": base_id,
@@ -266,8 +270,33 @@ def apply_adapters(
         layers = sorted({name.rpartition(".lora_")[0] for name in tensors}) if one.scale else []
         for layer in layers:
             update = one.scale * adapter.config.scaling * _product(tensors, layer)
-            model.get_parameter(f"{layer}.weight").add_(update)
+            _add(model.get_parameter(f"{layer}.weight"), update)
     return {"adapters": " ".join(marks)} if marks else {}
+
+
+def _add(parameter: Tensor, update: Tensor) -> None:
+    """Add a whole update to a parameter, sharded or not; each rank adds its shard, no collective."""
+    if isinstance(parameter, DTensor):
+        local = update.to(parameter.device, parameter.dtype)
+        update = distribute_tensor(local, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    parameter.add_(update)
+
+
+@dataclass(frozen=True)
+class MergedAdapters:
+    """A change of a loaded model for `pretrain.generate`: adapters of `base` merged in memory."""
+
+    base: Path
+    weights: WeightsName
+    adapters: tuple[ScaledAdapter, ...]
+
+    def marks(self) -> dict[str, str]:
+        """As of `apply_adapters`, which reads the same, without a model. Raises as `check_adapter`."""
+        found = [f"{check_adapter(one.folder, self.base).adapter_id}={one.scale:g}" for one in self.adapters]
+        return {"adapters": " ".join(found)} if found else {}
+
+    def __call__(self, model: AVTransformer, described: ModelFolder) -> None:
+        apply_adapters(model, described, self.base, self.weights, self.adapters)
 
 
 def check_adapter(folder: Path, base: Path) -> Adapter:

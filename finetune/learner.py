@@ -20,8 +20,9 @@ from finetune.progress import AlignProgress
 from finetune.trainer import Trainer, rows_of_rank
 from finetune.types import Advantage, LearningBatch, Role, Rollout, RolloutsWithAdvantage, joined
 from pretrain.codecs.base import Codecs
-from pretrain.model.checkpoint import ModelFolder, load_into, open_weights, read_model_folder
+from pretrain.model.checkpoint import ModelFolder, open_weights, read_model_folder
 from pretrain.model.flavors import build_model
+from pretrain.model.quantised import load_base
 from pretrain.model.shell import AVTransformer
 from pretrain.titan.checkpoints import save_error
 from pretrain.titan.ema import local_shard
@@ -158,7 +159,7 @@ def sharded_base(run: AlignRun, described: ModelFolder, ranks: Ranks) -> AVTrans
     inject(model, config.lora)
     shard(model, ranks, config.mixed_precision == "bf16", config.parallel)
     model.to_empty(device=ranks.device)
-    load_into(base_parameters(model), weights)
+    load_base(base_parameters(model), weights, config.lora.quantisation)
     reset(model, config.lora)
     if run.adapter:
         base_id = str(described.facts["checkpoint_id"])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from pretrain.config import nearest
 from pretrain.model.attention import Projections
 from pretrain.model.blocks import FeedForward, Head
 from pretrain.model.checkpoint import put
+from pretrain.model.quantised import QUANTISATIONS, Quantisation, halve, quantise_base
 from pretrain.model.shell import AVTransformer
 from pretrain.randomness import generator_for
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
 
 DEFAULT, OLD = "default", "old"
+BASES = ("fp32", "bf16", *QUANTISATIONS)
 GROUPS = {
     "self_attention": "q, k, v, o of self-attention, of each stream",
     "cross_attention": "q, k, v, o of attention to the text and, in a dual tower, to the other tower; none "
@@ -50,6 +52,9 @@ class LoraConfig:
     seed: int = 0  # of A; B starts at zero
     rslora: bool = False  # the update is alpha / sqrt(rank) * B A (rank-stabilised LoRA)
     dora: bool = False  # refused: see below
+    # what the frozen base is held in; all but fp32: bf16 but for the time path, maps of the blocks as named
+    # (pretrain.model.quantised)
+    base: Literal["fp32", "bf16", "int8", "fp8", "nf4"] = "fp32"
 
     def __post_init__(self) -> None:
         if self.rank < 1 or not self.alpha > 0:
@@ -62,11 +67,18 @@ class LoraConfig:
                 "lora.dora: DoRA is not supported, an adapter here is A and B alone; take lora.rslora=true "
                 "or a higher lora.rank"
             )
+        if self.base not in BASES:
+            raise ValueError(f"lora.base: unknown {self.base!r}; {nearest(self.base, BASES)}")
         if not self.targets:
             raise ValueError(f"lora.targets is empty; name groups of layers: {', '.join(GROUPS)}")
         for group in self.targets:
             if group not in GROUPS:
                 raise ValueError(f"lora.targets: unknown group {group!r}; {nearest(group, GROUPS)}")
+
+    @property
+    def quantisation(self) -> Quantisation | None:
+        """How the base's maps are quantised, if they are."""
+        return None if self.base in ("fp32", "bf16") else self.base
 
     @property
     def scaling(self) -> float:
@@ -119,6 +131,7 @@ def inject(
     if any(".lora_A." in name for name, _ in model.named_parameters()):
         raise ValueError("the model has adapters already; inject into a freshly built or loaded one")
     names = target_names(model, config.targets)
+    lower_base(model, config)
     with (
         torch.random.fork_rng(devices=[]),
         warnings.catch_warnings(),
@@ -143,6 +156,14 @@ def inject(
     if not any(parameter.is_meta for parameter in model.parameters()):
         reset(model, config)
     return model
+
+
+def lower_base(model: AVTransformer, config: LoraConfig) -> None:
+    """The base in the precision that `lora.base` names, in place."""
+    if config.quantisation:
+        quantise_base(model, config.quantisation)
+    elif config.base == "bf16":
+        halve(model)
 
 
 def peft_config(config: LoraConfig, names: list[str]) -> peft.LoraConfig:

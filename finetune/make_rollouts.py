@@ -20,7 +20,7 @@ from pretrain.codecs.base import check_trained_on
 from pretrain.codecs.load import load_codecs
 from pretrain.first_frames import read_first_frames
 from pretrain.flow.guidance import GuidanceScales, guided_velocity
-from pretrain.generate import GenerateConfig
+from pretrain.generation.config import GenerateConfig
 from pretrain.model.checkpoint import WeightsName, load_model
 from pretrain.model.shell import AVTransformer
 from pretrain.owned import check_owned

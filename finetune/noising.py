@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,7 +14,7 @@ from finetune.types import Key, Policy, Role, Rollout, RolloutsWithAdvantage
 from pretrain.flow.path import LevelConfig, draw_sigma, interpolate, sigma_weight
 from pretrain.randomness import generator_for
 from pretrain.sampling import LatentRates
-from pretrain.types import Conditioning, Stream, Velocity
+from pretrain.types import Conditioning, Stream, Velocity, sent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,18 +64,20 @@ def draw(rollout: Rollout, levels: Levels, key: Key) -> ClipNoise:
     At a given first frame the noise is the clean latents: it stays clean, and its velocity target is 0.
     """
     ids, device, config = rollout.sample_ids.tolist(), rollout.video.device, levels.config()
-    drawn = torch.tensor(
-        [draw_sigma(config, generator_for(*key, sample, "level")) for sample in ids], device=device
-    )
+    drawn = torch.tensor([draw_sigma(config, generator_for(*key, sample, "level")) for sample in ids])
     video, audio = (
-        torch.stack(
-            [torch.randn(clean.shape[1:], generator=generator_for(*key, sample, name)) for sample in ids]
-        ).to(clean)
+        noise_like(clean, [(*key, sample, name) for sample in ids])
         for name, clean in (("video", rollout.video), ("audio", rollout.audio))
     )
     if rollout.given is not None:
         video = torch.where(first_latents(rollout.given, video), rollout.video, video)
-    return ClipNoise(drawn, sigma_weight(drawn, config), video, audio)
+    return ClipNoise(sent(drawn, device), sent(sigma_weight(drawn, config), device), video, audio)
+
+
+def noise_like(latents: Tensor, keys: Sequence[Key]) -> Tensor:
+    """Standard normal noise shaped like latents [B, ...], each clip's drawn on the host by its key."""
+    drawn = [torch.randn(latents.shape[1:], generator=generator_for(*key)) for key in keys]
+    return sent(torch.stack(drawn).to(latents.dtype), latents.device)
 
 
 def noised(rollout: Rollout, drawn: ClipNoise) -> tuple[Stream, Stream]:
@@ -112,7 +115,7 @@ def usable(batch: RolloutsWithAdvantage, weights: bool = False) -> Rollout:
             log_prob_video=kept(steps.log_prob_video),
             log_prob_audio=kept(steps.log_prob_audio),
         )
-    return replace(rollout, video=kept(rollout.video), audio=kept(rollout.audio), trajectory=steps)
+    return rollout.changed(video=kept(rollout.video), audio=kept(rollout.audio), trajectory=steps)
 
 
 def streams_at(
@@ -120,9 +123,9 @@ def streams_at(
 ) -> tuple[Stream, Stream]:
     """States at sigmas [B] as the policy's inputs, all of full length.
 
-    given: [B] bool, clips whose first latent frame is clean; None = no clip.
+    given: [B] bool, clips whose first latent frame is clean; None = no clip. Levels may be on the host.
     """
-    sigma = levels.float()[:, None]
+    sigma = sent(levels.float(), video.device)[:, None]
     of_video = sigma
     if given is not None:
         of_video = sigma.repeat(1, video.shape[2])

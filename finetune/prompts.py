@@ -15,8 +15,8 @@ from pretrain.clip_kind import ClipKind, ClipSizes, by_kind, check_memory, kind_
 from pretrain.codecs.base import Codecs
 from pretrain.files import read_json
 from pretrain.first_frames import check_first_frames
-from pretrain.generate import reference_voices
-from pretrain.prompt import PromptRow, check_files, read_prompts
+from pretrain.generation.conditions import reference_voices
+from pretrain.prompt import PromptRow, check_files, check_plain, read_prompts
 from pretrain.randomness import generator_for
 
 
@@ -161,6 +161,7 @@ def _readable(path: Path, config: AlignConfig) -> list[PromptRow]:
     """The rows of a file. Raises for a file that is missing and for a first frame of another size."""
     rows = read_prompts(path)
     check_files(rows)
+    check_plain(rows, "alignment")
     check_first_frames(rows, config)
     check_memory(rows, config, config.fps)
     return rows

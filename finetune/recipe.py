@@ -12,7 +12,7 @@ from finetune.lora import LoraConfig
 from finetune.objectives.base import Objective, Phase, RolloutPlan
 from finetune.objectives.registry import SHIPPED, default_phases, objective_type, sections
 from pretrain.config import INLINE, MEMBER, nearest
-from pretrain.generate import GenerateConfig
+from pretrain.generation.config import GenerateConfig
 from pretrain.recipe import ParallelConfig
 from pretrain.sampling import SamplerConfig
 

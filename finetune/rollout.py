@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from finetune.noising import streams_at, velocities
+from finetune.noising import noise_like, streams_at, velocities
 from finetune.objectives.base import RolloutPlan
 from finetune.recipe import AlignConfig
 from finetune.sde import StochasticSteps, step
@@ -20,7 +20,7 @@ from pretrain.codecs.base import Codecs
 from pretrain.first_frames import encode_first_frames
 from pretrain.flow.guidance import GuidanceScales
 from pretrain.flow.solvers import Latents, sampling_sigmas
-from pretrain.generate import conditioning_of
+from pretrain.generation.conditions import conditioning_of
 from pretrain.prompt import PromptRow
 from pretrain.randomness import generator_for, stable_hash
 from pretrain.sampling import LatentRates, SamplerConfig, integrate
@@ -30,6 +30,7 @@ from pretrain.types import (
     Conditioning,
     Stream,
     Velocity,
+    sent,
 )
 
 
@@ -164,7 +165,9 @@ def _sampled(
 ) -> Rollout:
     clips, sampler = noise.to(device), plan.sampler
     if plan.stochastic is not None:
-        return _integrate(policy, plan.role, clips, sampler, plan.stochastic, key).to(torch.device("cpu"))
+        end, steps = _integrate(policy, plan.role, clips, sampler, plan.stochastic, key)
+        host = torch.device("cpu")
+        return noise.changed(video=end["video"].cpu(), audio=end["audio"].cpu(), trajectory=steps.to(host))
 
     def velocity(video: Stream | None, audio: Stream | None) -> Velocity:
         return policy.guided(plan.role, video, audio, clips.conditioning, sampler.guidance, voiced=voiced)
@@ -172,7 +175,7 @@ def _sampled(
     start = Latents(clips.video, clips.audio)
     made = integrate(velocity, start, clips.rates, sampler, noise.given is not None)
     assert made.video is not None and made.audio is not None
-    return replace(noise, video=made.video.float().cpu(), audio=made.audio.float().cpu())
+    return noise.changed(video=made.video.float().cpu(), audio=made.audio.float().cpu())
 
 
 def _integrate(
@@ -182,13 +185,9 @@ def _integrate(
     sampler: SamplerConfig,
     stochastic: StochasticSteps,
     key: Key,
-) -> Rollout:
-    """Euler steps, stochastic ones inside each group's window."""
-    table = torch.tensor(
-        sampling_sigmas(sampler.steps, sampler.shift),
-        dtype=torch.float64,
-        device=noise.video.device,
-    )
+) -> tuple[dict[str, Tensor], Trajectory]:
+    """Euler steps, stochastic ones inside each group's window: the last states, and the trajectory."""
+    table = torch.tensor(sampling_sigmas(sampler.steps, sampler.shift), dtype=torch.float64)  # on the host
     starts = window_starts(noise.groups, stochastic, key)
     states = {"video": noise.video, "audio": noise.audio}
     kept: dict[str, list[list[Tensor]]] = {}
@@ -198,17 +197,19 @@ def _integrate(
             noisy = streams_at(states["video"], states["audio"], now, noise.rates, noise.given)
             answer = velocities(policy, role, noisy, noise.conditioning)
         inside = (starts <= index) & (index < starts + stochastic.window)
-        rows = inside.nonzero()[:, 0]
+        chosen = inside.nonzero()[:, 0]
+        rows = sent(chosen, noise.video.device)
         for (name, state), velocity in zip(tuple(states.items()), answer, strict=True):
             after = state + velocity * float(table[index + 1] - table[index])
-            if len(rows):
-                fresh = _step_noise(noise.sample_ids[rows], key, f"{name} step {index}", state)
+            if len(chosen):
+                ids = noise.sample_ids[chosen].tolist()
+                fresh = noise_like(state, [(*key, sample, f"{name} step {index}") for sample in ids])
                 still = noise.given[rows] if name == "video" and noise.given is not None else None
                 taken = step(
-                    stochastic.kernel, state[rows], velocity[rows], now[rows], then[rows], fresh, still
+                    stochastic.kernel, state[rows], velocity[rows], now[chosen], then[chosen], fresh, still
                 )
                 after[rows] = taken.next_state
-                for place, row in enumerate(rows.tolist()):
+                for place, row in enumerate(chosen.tolist()):
                     of_row = kept.setdefault(name, [[] for _ in starts])[row]
                     of_row.append(state[row])
                     kept.setdefault(f"next_{name}", [[] for _ in starts])[row].append(taken.next_state[place])
@@ -219,7 +220,7 @@ def _integrate(
     stacked = {name: torch.stack([torch.stack(of_row) for of_row in rows]) for name, rows in kept.items()}
     at = starts[:, None] + torch.arange(stochastic.window, device=starts.device)
     trajectory = Trajectory(kernel=stochastic.kernel, levels=table[at], next_levels=table[at + 1], **stacked)
-    return replace(noise, video=states["video"], audio=states["audio"], trajectory=trajectory)
+    return states, trajectory
 
 
 def window_starts(groups: Tensor, stochastic: StochasticSteps, key: Key) -> Tensor:
@@ -227,11 +228,3 @@ def window_starts(groups: Tensor, stochastic: StochasticSteps, key: Key) -> Tens
     places = stochastic.first_steps - stochastic.window + 1
     drawn = {group: stable_hash(*key, group, "window") % places for group in groups.tolist()}
     return torch.tensor([drawn[group] for group in groups.tolist()], dtype=torch.int64, device=groups.device)
-
-
-def _step_noise(sample_ids: Tensor, key: Key, name: str, like: Tensor) -> Tensor:
-    drawn = [
-        torch.randn(like.shape[1:], generator=generator_for(*key, sample, name))
-        for sample in sample_ids.tolist()
-    ]
-    return torch.stack(drawn).to(like)

@@ -14,6 +14,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from pretrain.types import sent
+
 KernelName = Literal["flow_sde", "cps"]
 
 
@@ -74,7 +76,8 @@ def transition(
     next_level: Tensor,
     given: Tensor | None = None,
 ) -> Transition:
-    """Distribution of the next state; state, velocity [B, ...], level, next_level [B] in [0, 1].
+    """Distribution of the next state; state, velocity [B, ...], level, next_level [B] in [0, 1], which belong
+    on the host: they are looked at.
 
     given: [B] bool, clips whose first frame (of video states [B, 48, F, H, W]) stays as it is. At
     next_level 0 both kernels return the clean estimate x - s v, without noise. Raises ValueError if levels do
@@ -98,6 +101,7 @@ def transition(
         pull = rate**2 / (2 * s)
         of_state, of_velocity, step_std = 1 + pull * dt, (1 + pull * (1 - s)) * dt, rate * torch.sqrt(-dt)
     mean = _over(of_state, state) * state + _over(of_velocity, state) * velocity.to(state.dtype)
+    step_std = sent(step_std, state.device)
     if given is None:
         return Transition(mean, step_std)
     mean = torch.where(first_latents(given, state), state, mean)
@@ -210,7 +214,7 @@ def first_latents(given: Tensor, latents: Tensor) -> Tensor:
 
 
 def _over(coefficient: Tensor, state: Tensor) -> Tensor:
-    return coefficient.to(state.dtype).view(-1, *[1] * (state.ndim - 1))
+    return sent(coefficient.to(state.dtype), state.device).view(-1, *[1] * (state.ndim - 1))
 
 
 def _check(state: Tensor, level: Tensor, next_level: Tensor) -> None:

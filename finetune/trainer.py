@@ -104,12 +104,9 @@ class Trainer:
             (answer.loss / float(count)).backward()
             metrics.append(answer.metrics)
         names = list(metrics[0])
-        stacked = torch.stack(
-            [
-                sum((found[name].cpu() for found in metrics), torch.zeros(2, dtype=torch.float64))
-                for name in names
-            ]
-        )
+        # added up on the device: one look at it for all of them
+        stacked = sum(torch.stack([found[name] for name in names]) for found in metrics)
+        assert isinstance(stacked, Tensor)
         for name, value in zip(names, self.ranks.summed(stacked), strict=True):
             sums[name] = sums.get(name, torch.zeros(2, dtype=torch.float64)) + value
         norms.append(self._apply())

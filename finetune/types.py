@@ -27,7 +27,7 @@ from torch import Tensor
 from finetune.gsb.votes import AXES
 from finetune.sde import Kernel
 from pretrain.sampling import LatentRates
-from pretrain.types import Conditioning, Stream, Velocity
+from pretrain.types import Conditioning, Stream, Velocity, sent
 
 Role = Literal["default", "old", "reference"]
 Key = tuple[Hashable, ...]
@@ -57,7 +57,7 @@ class Trajectory:
     audio: Tensor  # [B, T, 128, L]
     next_video: Tensor  # [B, T, 48, F, H, W] states after it
     next_audio: Tensor  # [B, T, 128, L]
-    levels: Tensor  # [B, T] fp64, falling along T; equal within a group
+    levels: Tensor  # [B, T] fp64, falling along T; equal within a group; on the host, as next_levels
     next_levels: Tensor  # [B, T] fp64, > 0
     log_prob_video: Tensor  # [B, T] of the rolling-out policy
     log_prob_audio: Tensor  # [B, T]
@@ -69,10 +69,17 @@ class Trajectory:
                     f"trajectory.{name}: states are stored in fp32, got {dtype}; a rounded state has "
                     "another ratio"
                 )
-        if not bool((self.next_levels > 0).all()):
+        # on the host, where a trajectory ends: a look at a GPU's would wait for it
+        if self.next_levels.device.type == "cpu" and not bool((self.next_levels > 0).all()):
             raise ValueError(
                 "trajectory: a step to level 0 is deterministic and cannot be trained; train earlier steps"
             )
+
+    def to(self, device: torch.device) -> Self:
+        """States and log-probabilities on this device; levels stay where they are."""
+        on_host = ("kernel", "levels", "next_levels")
+        names = [item.name for item in fields(self) if item.name not in on_host]
+        return replace(self, **{name: sent(getattr(self, name), device) for name in names})
 
 
 @dataclass(frozen=True)
@@ -122,14 +129,16 @@ class Rollout:
         return self.first_frame if bool(self.first_frame.any()) else None
 
     def to(self, device: torch.device) -> Self:
-        """Copy of everything that a policy reads on this device."""
-        names = ("video", "audio", "groups", "sample_ids", "first_frame")
-        moved = {name: getattr(self, name).to(device) for name in names}
-        steps = self.trajectory
-        if steps is not None:
-            tensors = [item.name for item in fields(steps) if item.name != "kernel"]
-            steps = replace(steps, **{name: getattr(steps, name).to(device) for name in tensors})
-        return replace(self, **moved, conditioning=self.conditioning.to(device), trajectory=steps)
+        """Copy of everything that a policy reads on this device; ids and levels stay where they are."""
+        moved = {name: sent(getattr(self, name), device) for name in ("video", "audio", "first_frame")}
+        steps = None if self.trajectory is None else self.trajectory.to(device)
+        return self.changed(**moved, conditioning=self.conditioning.to(device), trajectory=steps)
+
+    def changed(self, **parts: Any) -> Self:
+        """A copy with other parts; whether a first frame was given is known of it without a look at a GPU."""
+        other = replace(self, **parts)
+        other.__dict__["given"] = None if self.given is None else other.first_frame
+        return other
 
 
 @dataclass(frozen=True)
@@ -149,9 +158,16 @@ class Advantage:
     has_audio: bool = True
     are_weights: bool = False  # rwr.group_weights made these
 
+    @cached_property
+    def one_for_both(self) -> bool:
+        """Both modalities have a reward, and the same advantage."""
+        return self.has_video and self.has_audio and torch.equal(self.video, self.audio)
+
     def to(self, device: torch.device) -> Self:
-        moved = {name: getattr(self, name).to(device) for name in ("video", "audio", "valid")}
-        return replace(self, **moved)
+        moved = {name: sent(getattr(self, name), device) for name in ("video", "audio", "valid")}
+        there = replace(self, **moved)
+        there.__dict__["one_for_both"] = self.one_for_both  # known without a look at the device
+        return there
 
 
 class LearningBatch(Protocol):
@@ -205,7 +221,7 @@ class PreferencePairs:
     first: Rollout
     # same prompts in the same order; draws are keyed by the first clip's id, one noise for both
     second: Rollout
-    labels: Tensor  # [B, A] int8, columns in the order of finetune.gsb.votes.AXES
+    labels: Tensor  # [B, A] int8 on the host, columns in the order of finetune.gsb.votes.AXES
 
     def __post_init__(self) -> None:
         wanted = (len(self.first.groups), len(AXES))
@@ -219,7 +235,8 @@ class PreferencePairs:
             raise ValueError(
                 "preference pairs: first and second must be clips of the same prompts in the same order"
             )
-        if not torch.equal(self.first.first_frame, self.second.first_frame):
+        given = self.first.first_frame, self.second.first_frame
+        if given[0].device.type == "cpu" and not torch.equal(*given):
             raise ValueError("preference pairs: only one clip of a pair has a given first frame")
 
     def of_axis(self, axis: str) -> Tensor:
@@ -236,12 +253,8 @@ class PreferencePairs:
         return self.first.sample_ids
 
     def to(self, device: torch.device) -> Self:
-        return replace(
-            self,
-            first=self.first.to(device),
-            second=self.second.to(device),
-            labels=self.labels.to(device),
-        )
+        """Its clips there; labels stay where they are."""
+        return replace(self, first=self.first.to(device), second=self.second.to(device))
 
     def after_update(self) -> Self:
         return self

@@ -18,6 +18,7 @@ from orchestration.ray_security import embedded_options, join_securely
 from rewards import plugins
 
 LOCAL = "local"
+STARTS = 3  # tries of an embedded Ray: it gives itself 30 s, which a busy machine may not keep
 EMBEDDED = {
     # its helper processes wait that long for a head that died with its driver
     "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
@@ -44,7 +45,18 @@ class Place:
 
 @contextmanager
 def connected(address: str, config: RayConfig, ranks: int, insecure: bool = False) -> Iterator[None]:
-    """Connect to Ray: embedded for `local`, else the cluster at `address`; disconnects on exit.
+    """`session` with room for the processes of an alignment."""
+    needed = sum(count * _cpus(given, count, _cores()) for _, given, count in _kinds(config, ranks))
+    # more than the machine has: kinds of processes run in turns
+    cpus = max(_cores(), math.ceil(needed))
+    with session(address, cpus, config.object_store_mb, insecure):
+        yield
+
+
+@contextmanager
+def session(address: str, cpus: int, object_store_mb: int, insecure: bool = False) -> Iterator[None]:
+    """Connect to Ray: embedded for `local`, with that many CPUs whatever the machine has, else the cluster at
+    `address`; disconnects on exit.
 
     Raises OSError where it cannot be reached, ValueError for one without a token unless `insecure`.
     """
@@ -55,42 +67,49 @@ def connected(address: str, config: RayConfig, ranks: int, insecure: bool = Fals
         private = {}
     import ray
 
-    repository = str(Path(__file__).resolve().parents[1])
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
     if ray.is_initialized():
         raise ValueError("this process is connected to a Ray already; leave it first (ray.shutdown)")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        if address == LOCAL:
-            os.environ |= {name: value for name, value in EMBEDDED.items() if name not in os.environ}
-            needed = sum(count * _cpus(given, count, _cores()) for _, given, count in _kinds(config, ranks))
-            # more than the machine has: kinds of processes run in turns
-            cpus = max(_cores(), math.ceil(needed))
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                object_store_memory=config.object_store_mb * 2**20,
-                **private,
-                **quiet,
+    for left in reversed(range(STARTS if address == LOCAL else 1)):
+        try:
+            _connect(address, cpus, object_store_mb, private)
+            break
+        except (
+            Exception
+        ) as error:  # Ray has no exception class of its own for most of these, such as a startup timeout
+            ray.shutdown()
+            if left:
+                continue
+            hint = (
+                "run again, when the machine has less to do"
+                if address == LOCAL
+                else "`ray start --head` starts one"
             )
-        else:
-            quiet.pop("include_dashboard")
-            variables = {"PYTHONPATH": _python_path(repository), **plugins.inherited()}
-            ray.init(address=address, runtime_env={"env_vars": variables}, **quiet)
-    except (
-        Exception
-    ) as error:  # Ray has no exception class of its own for most of these, such as a startup timeout
-        ray.shutdown()
-        hint = (
-            "run again, when the machine has less to do"
-            if address == LOCAL
-            else "`ray start --head` starts one"
-        )
-        raise OSError(f"Ray at {address} cannot be reached ({short_line(error)}); {hint}") from None
+            raise OSError(f"Ray at {address} cannot be reached ({short_line(error)}); {hint}") from None
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _connect(address: str, cpus: int, object_store_mb: int, private: Mapping[str, Any]) -> None:
+    import ray
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address == LOCAL:
+        os.environ |= {name: value for name, value in EMBEDDED.items() if name not in os.environ}
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            object_store_memory=object_store_mb * 2**20,
+            include_dashboard=False,
+            **private,
+            **quiet,
+        )
+    else:
+        repository = str(Path(__file__).resolve().parents[1])
+        variables = {"PYTHONPATH": _python_path(repository), **plugins.inherited()}
+        ray.init(address=address, runtime_env={"env_vars": variables}, **quiet)
 
 
 def places(config: RayConfig, ranks: int, address: str) -> dict[str, Place]:

@@ -19,6 +19,18 @@ def marks_of(checkpoint_id: object, codecs: Codecs) -> dict[str, str]:
     return {"comment": COMMENT, "checkpoint_id": str(checkpoint_id), "codec_id": codecs.codec_id}
 
 
+def decode_clips(
+    codecs: Codecs, video: Tensor | None, audio: Tensor | None
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Frames uint8 [B, T, H, W, 3] and samples [B, channels, N] at the codec's rate of a batch of latents.
+
+    Raises ValueError for latents that are not finite.
+    """
+    frames = None if video is None else codecs.video.decode(video.float().cpu()).numpy()
+    sounds = None if audio is None else codecs.audio.decode_channels(audio.float().cpu()).numpy()
+    return frames, sounds
+
+
 def write_clips(
     codecs: Codecs,
     video: Tensor,
@@ -32,8 +44,8 @@ def write_clips(
     A file's metadata are `marks` and `data_id`, the file's name. Returns the frames uint8 [T, H, W, 3] and
     samples [channels, N] at the codec's rate. Raises ValueError for latents that are not finite.
     """
-    frames = codecs.video.decode(video.float().cpu()).numpy()
-    sounds = codecs.audio.decode_channels(audio.float().cpu()).numpy()
+    frames, sounds = decode_clips(codecs, video, audio)
+    assert frames is not None and sounds is not None
     clips = list(zip(frames, sounds, strict=True))
     for path, (picture, sound) in zip(paths, clips, strict=True):
         write_mp4(path, picture, fps, sound, codecs.audio.sample_rate_hz, {**marks, "data_id": path.stem})

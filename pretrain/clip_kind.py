@@ -1,4 +1,5 @@
-"""Kinds of clips: those of one batch have one length, one size, and all or none a given first frame."""
+"""Kinds of clips: those of one batch have one length, one size, and all or none a given first frame, picture
+and sound."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from typing import NamedTuple, Protocol
 import psutil
 
 from pretrain.prompt import PromptRow
+from pretrain.tasks import TASKS
 from pretrain.types import (
     AUDIO_CHANNELS,
     PIXELS_PER_LATENT,
@@ -32,12 +34,14 @@ class ClipSizes(Protocol):
 
 
 class ClipKind(NamedTuple):
-    """Sizes are in pixels; first_frame: it is given."""
+    """Sizes are in pixels, 0 without a picture; first_frame: it is given."""
 
     num_frames: int
     height: int
     width: int
     first_frame: bool
+    video: bool = True
+    audio: bool = True
 
     @property
     def video_shape(self) -> tuple[int, ...]:
@@ -50,18 +54,21 @@ class ClipKind(NamedTuple):
         return (AUDIO_CHANNELS, num_audio_tokens(self.num_frames, fps))
 
     def __str__(self) -> str:
+        if not self.video:
+            return f"the sound of {self.num_frames} frames"
         given = "with" if self.first_frame else "without"
-        return f"{self.num_frames} frames of {self.width}x{self.height} pixels {given} a first frame"
+        sound = "" if self.audio else ", without sound"
+        return f"{self.num_frames} frames of {self.width}x{self.height} pixels {given} a first frame{sound}"
 
 
 def kind_of(row: PromptRow, sizes: ClipSizes) -> ClipKind:
     """The kind of the clips that a prompt asks for."""
-    return ClipKind(
-        row.num_frames or sizes.num_frames,
-        row.height or sizes.height,
-        row.width or sizes.width,
-        row.image_path is not None,
-    )
+    num_frames = row.num_frames or sizes.num_frames
+    spec = TASKS[row.task] if row.task else None
+    if spec and not spec.video:
+        return ClipKind(num_frames, 0, 0, False, video=False)
+    height, width = row.height or sizes.height, row.width or sizes.width
+    return ClipKind(num_frames, height, width, row.image_path is not None, audio=not spec or spec.audio)
 
 
 def check_memory(rows: Iterable[PromptRow], sizes: ClipSizes, fps: float, batch: int = 1) -> None:

@@ -12,7 +12,7 @@ from pretrain.dropout import DropoutConfig, Dropped, draw_dropout
 from pretrain.flow.path import LevelConfig, draw_sigma, interpolate, sigma_weight, velocity_target
 from pretrain.randomness import generator_for
 from pretrain.tasks import TASKS
-from pretrain.types import AVBatch, CleanStream, Conditioning, Stream, Velocity
+from pretrain.types import AVBatch, CleanStream, Conditioning, Stream, Velocity, sent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,17 @@ class Corrupted:
     audio_noised: Tensor | None  # [B, 1, L] bool
     weight: Tensor  # [B] weight of the sample's sigma
 
+    def to(self, device: torch.device) -> Corrupted:
+        """The same on another device, without waiting for what is queued there."""
+        tensors = ("video_target", "audio_target", "video_noised", "audio_noised", "weight")
+        moved = {name: getattr(self, name) for name in tensors}
+        return Corrupted(
+            self.video and self.video.to(device),
+            self.audio and self.audio.to(device),
+            self.conditioning.to(device),
+            **{name: None if value is None else sent(value, device) for name, value in moved.items()},
+        )
+
 
 class LossSums(NamedTuple):
     """Weighted squared errors and element counts; divide by counts summed over micro-batches and ranks."""
@@ -60,7 +71,10 @@ class LossSums(NamedTuple):
 
 
 def corrupt(batch: AVBatch, config: ObjectiveConfig, seed: int, sigmas: Tensor | None = None) -> Corrupted:
-    """Noise a batch; draws are keyed by (seed, sample, epoch). `sigmas` [B] replaces the drawn sigmas."""
+    """Noise a batch; draws are keyed by (seed, sample, epoch). `sigmas` [B] replaces the drawn sigmas.
+
+    For a GPU: corrupt on the host, then `Corrupted.to`, which sends as many bytes and waits for nothing.
+    """
     spec, device = TASKS[batch.task], batch.sample_ids.device
     keys = list(zip(batch.sample_ids.tolist(), batch.epochs.tolist(), strict=True))
     if sigmas is None:

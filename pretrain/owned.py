@@ -50,7 +50,7 @@ def problem(folder: Path, command: str) -> str:
     names = _entries(folder)
     if not names:
         return ""
-    marked = _marker(folder)
+    marked = read_marker(folder)
     if marked is None or marked.get("unfinished"):
         return f"not empty and not marked as made by `nava {command}`"
     if marked.get("command") != command:
@@ -87,7 +87,7 @@ def owned_folder(out: Path, command: str) -> Iterator[Path]:
 
 def add_to_marker(folder: Path, names: Iterable[str]) -> None:
     """Say of further files (relative names) that the command that made the folder has written them."""
-    if (marked := _marker(folder)) and isinstance(files := marked.get("files"), list):
+    if (marked := read_marker(folder)) and isinstance(files := marked.get("files"), list):
         write_json(folder / MARKER, {**marked, "files": sorted({*files, *names})}, indent=0)
 
 
@@ -154,7 +154,7 @@ def _entries(folder: Path) -> set[str]:
     return found
 
 
-def _marker(folder: Path) -> dict[str, Any] | None:
+def read_marker(folder: Path) -> dict[str, Any] | None:
     """The folder's marker, None where it has none that can be read."""
     try:
         content = json.loads((folder / MARKER).read_bytes())
@@ -169,7 +169,7 @@ def _clear_up(target: Path, command: str) -> None:
         match = _PARTIAL.fullmatch(path.name)
         if match is None or path.is_symlink() or not path.is_dir() or is_running(int(match[1])):
             continue
-        marked = _marker(path) or {}
+        marked = read_marker(path) or {}
         wanted = {"command": command, "unfinished": True, "of": target.name, "machine": platform.node()}
         if marked == wanted:
             with suppress(OSError):

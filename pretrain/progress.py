@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import rich.progress
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -31,20 +30,30 @@ _Item = TypeVar("_Item")
 
 def track(items: Iterable[_Item], total: int, what: str) -> Iterator[_Item]:
     """Yields the items and shows progress on stderr. `what`: a noun phrase such as "clips written"."""
+    return track_sized(((item, 1.0) for item in items), total, float(total), what)
+
+
+def track_sized(
+    items: Iterable[tuple[_Item, float]], total: int, total_size: float, what: str
+) -> Iterator[_Item]:
+    """`track` for (item, its size): the time left follows the sizes, `total_size` of all together."""
     if sys.stderr.isatty():
-        console = Console(file=plain(sys.stderr))
-        yield from rich.progress.track(items, description=escape(shown(what)), total=total, console=console)
+        with Progress(*Progress.get_default_columns(), console=Console(file=plain(sys.stderr))) as bar:
+            task = bar.add_task(escape(shown(what)), total=total_size)
+            for item, size in items:
+                yield item
+                bar.advance(task, size)
         return
-    started, reported = time.monotonic(), 0
-    for done, item in enumerate(items, start=1):
+    started, reported, came = time.monotonic(), 0, 0.0
+    for done, (item, size) in enumerate(items, start=1):
         yield item
+        came += size
         tenth = 10 * done // max(total, 1)
         if tenth > reported:
             reported, spent = tenth, time.monotonic() - started
+            left = spent / max(came, 1e-12) * max(total_size - came, 0.0)
             print(
-                f"{what}: {done}/{total}, {spent:.0f} s, about {spent / done * (total - done):.0f} s left",
-                file=sys.stderr,
-                flush=True,
+                f"{what}: {done}/{total}, {spent:.0f} s, about {left:.0f} s left", file=sys.stderr, flush=True
             )
 
 

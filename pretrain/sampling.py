@@ -42,8 +42,14 @@ def sample(
     rates: LatentRates,
     config: SamplerConfig,
     first_frame: Tensor | None = None,
+    negative: Conditioning | None = None,
+    voiced: bool | None = None,
 ) -> Latents:
-    """Latents of B clips from noise. `first_frame` [B, 48, 1, H, W] is clean (sigma 0) and kept."""
+    """Latents of B clips from noise; without noise of a modality, none of it and no forward of it.
+
+    `first_frame` [B, 48, 1, H, W] is clean (sigma 0) and kept. `negative`, `voiced`: as of
+    `flow.guidance.guided_velocity`. Raises ValueError for a first frame without video.
+    """
     start = noise
     if first_frame is not None:
         if noise.video is None:
@@ -57,7 +63,9 @@ def sample(
             lambda conditions: model(video, audio, conditions),
             conditioning,
             config.guidance,
+            negative=negative,
             joint=video is not None and audio is not None,
+            voiced=voiced,
         )
 
     return integrate(velocity, start, rates, config, first_frame is not None)

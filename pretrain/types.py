@@ -7,7 +7,7 @@ S context tokens, D context width, R voice references. Latents are standardised 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -39,7 +39,11 @@ class Task(StrEnum):
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Conditions besides clean latents. Properties are cached: on a GPU each one synchronises."""
+    """Conditions besides clean latents.
+
+    Properties are cached: on a GPU each one that is asked for the first time synchronises, but for those that
+    `to` has taken from the host and `with_known` was told.
+    """
 
     text: Tensor  # [B, S, D] frozen text encoder's hidden states, zero where padded
     text_mask: Tensor  # [B, S] bool, True = a real token
@@ -49,8 +53,20 @@ class Conditioning:
     modalities_joined: Tensor  # [B] bool, False = video attends only to video, audio only to audio
 
     def to(self, device: torch.device) -> Conditioning:
-        """The same on another device."""
-        return Conditioning(*(getattr(self, item.name).to(device) for item in fields(self)))
+        """The same on another device; what the host can tell about it is known there."""
+        if self.text.device.type == "cpu" != device.type:
+            cache_flags(self)
+        moved = Conditioning(*(sent(getattr(self, item.name), device) for item in fields(self)))
+        self._tell(moved, *_FLAGS)
+        if rows := self.__dict__.get("rows_by_joining"):
+            moved.__dict__["rows_by_joining"] = tuple(sent(part, device) for part in rows)
+        return moved
+
+    def _tell(self, other: Conditioning, *names: str, **known: bool) -> Conditioning:
+        """`other`, which has the properties `names` in common, with those of them that are known."""
+        shared = {name: self.__dict__[name] for name in names if name in self.__dict__}
+        other.__dict__.update({**shared, **known})
+        return other
 
     @cached_property
     def all_joined(self) -> bool:
@@ -73,6 +89,57 @@ class Conditioning:
     def text_padded(self) -> bool:
         return not bool(self.text_mask.all())
 
+    @cached_property
+    def voiced(self) -> bool:
+        """Some sample has a reference voice."""
+        return bool((self.speakers != 0).any())
+
+    @cached_property
+    def without_text(self) -> Conditioning:
+        """Text and its timbre tokens dropped."""
+        dropped = replace(self, text_kept=_zeros(self.text_kept), speakers=_zeros(self.speakers))
+        names = ("all_joined", "any_joined", "rows_by_joining", "text_padded")
+        return self._tell(dropped, *names, all_kept=False, voiced=False)
+
+    def beside(self, other: Conditioning) -> Conditioning:
+        """The rows of both."""
+        pairs = ((getattr(self, item.name), getattr(other, item.name)) for item in fields(self))
+        rows = Conditioning(*(_cat(first, second) for first, second in pairs))
+        every, some = ("all_joined", "all_kept"), ("any_joined", "text_padded", "voiced")
+        for name in (*every, *some):
+            if name in self.__dict__ and name in other.__dict__:
+                both = self.__dict__[name], other.__dict__[name]
+                rows.__dict__[name] = all(both) if name in every else any(both)
+        return rows
+
+    @cached_property
+    def zeros_for_dropped_text(self) -> Conditioning:
+        """Dropped texts as rows of zeros without timbre tokens, which are attended to."""
+        kept = self.text_kept[:, None]
+        changed = replace(
+            self,
+            text=self.text * kept[..., None],
+            speaker_positions=self.speaker_positions.masked_fill(~kept, -1),
+            text_kept=self.text_kept | True,
+        )
+        names = ("all_joined", "any_joined", "rows_by_joining", "text_padded", "voiced")
+        return self._tell(changed, *names, all_kept=True)
+
+    @cached_property
+    def without_alignment(self) -> Conditioning:
+        """Same context, the modalities kept apart."""
+        apart = replace(self, modalities_joined=_zeros(self.modalities_joined))
+        return self._tell(apart, "all_kept", "text_padded", "voiced", all_joined=False, any_joined=False)
+
+    @cached_property
+    def without_timbre(self) -> Conditioning:
+        """Same text, null timbre tokens."""
+        names = ("all_joined", "any_joined", "rows_by_joining", "text_padded", "all_kept")
+        return self._tell(replace(self, speakers=_zeros(self.speakers)), *names, voiced=False)
+
+
+_FLAGS = ("all_joined", "any_joined", "all_kept", "text_padded", "voiced")
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -88,8 +155,16 @@ class Stream:
 
     @cached_property
     def padded(self) -> bool:
-        """Cached: on a GPU this synchronises."""
+        """Cached: on a GPU this synchronises, if `lengths` is there and `to` has not told."""
         return not bool((self.lengths == self.latents.shape[2]).all())
+
+    def to(self, device: torch.device) -> Stream:
+        """The same on another device; whether it is padded is known there."""
+        padded = self.padded
+        tensors = {name: sent(getattr(self, name), device) for name in ("latents", "lengths", "sigma")}
+        moved = replace(self, **tensors)
+        moved.__dict__["padded"] = padded
+        return moved
 
 
 def cache_flags(*parts: Stream | Conditioning | None) -> None:
@@ -98,9 +173,24 @@ def cache_flags(*parts: Stream | Conditioning | None) -> None:
         if isinstance(item, Stream):
             _ = item.padded
         elif item:
-            _ = item.all_joined, item.any_joined, item.all_kept, item.text_padded
+            _ = item.all_joined, item.any_joined, item.all_kept, item.text_padded, item.voiced
             if item.any_joined and not item.all_joined:
                 _ = item.rows_by_joining
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; towards a GPU without waiting for what is queued there."""
+    return tensor.to(device, non_blocking=device.type != "cpu")
+
+
+def _zeros(like: Tensor) -> Tensor:
+    return like.new_zeros(like.shape)
+
+
+def _cat(*tensors: Tensor) -> Tensor:
+    import torch  # late: checking a prompts file does not need it
+
+    return torch.cat(tensors)
 
 
 class Velocity(NamedTuple):

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from types import MappingProxyType
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -153,19 +154,16 @@ def exchange(
     timeout_s: float,
     sockets: Sockets | None = None,
     proxies: bool = True,
+    method: str = "",
+    more_headers: Mapping[str, str] = MappingProxyType({}),
 ) -> Answer:
-    """POST `body`, or GET if it is None.
+    """POST `body`, or GET if it is None, or `method`.
 
     `timeout_s` limits the whole exchange, so that a server that trickles bytes ends too; MAX_ANSWER_BYTES the
     body, and what is read in all is at most that and MAX_HEAD_BYTES; `sockets` allows another thread to abort
     it. Raises NoAnswer in one line where there is no whole answer within these.
     """
-    headers = {
-        "Accept-Encoding": "identity",
-        "Connection": "close",
-        **({"Content-Type": content_type} if content_type else {}),
-        **({"Authorization": f"Bearer {token}"} if token else {}),
-    }
+    headers = {**_headers(content_type, token), **more_headers}
     own, started, count = Sockets(), time.monotonic(), _Counter()
     alarm = threading.Timer(timeout_s, own.cut)
     alarm.daemon = True  # must not keep the process alive
@@ -179,12 +177,13 @@ def exchange(
                 watched.add(stream.get_extra_info("socket"))
 
     answer, failure = None, ""
+    verb = method or ("GET" if body is None else "POST")
     timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, MAX_CONNECT_S))
     request_options: dict[str, Any] = {"content": body, "headers": headers, "extensions": {"trace": opened}}
     try:
         with (
             httpx.Client(timeout=timeout, verify=_tls(), trust_env=proxies) as client,
-            client.stream("GET" if body is None else "POST", url, **request_options) as response,
+            client.stream(verb, url, **request_options) as response,
         ):
             answer = Answer(response.status_code, response.headers, _read(response))
     # ImportError: the environment names a SOCKS proxy, for which httpx needs a further package
@@ -202,6 +201,15 @@ def exchange(
     if answer is None:
         raise NoAnswer(failure)
     return answer
+
+
+def _headers(content_type: str, token: str) -> dict[str, str]:
+    return {
+        "Accept-Encoding": "identity",
+        "Connection": "close",
+        **({"Content-Type": content_type} if content_type else {}),
+        **({"Authorization": f"Bearer {token}"} if token else {}),
+    }
 
 
 class _Counter:

@@ -61,8 +61,24 @@ KINDS = {
         (),
         tuple(
             f"experiments.preparation.{name}"
-            for name in ("scenes", "activity", "words", "picture", "sound", "speech", "faces", "captions")
+            for name in (
+                "scenes",
+                "activity",
+                "words",
+                "picture",
+                "overlays",
+                "sound",
+                "speech",
+                "faces",
+                "captions",
+            )
         ),
+        factory=True,
+    ),
+    "embedding": PluginKind(
+        "a model that places clips: a class with embed(media), or a function that makes one",
+        ("embed",),
+        tuple(f"experiments.preparation.{name}" for name in ("embeddings",)),
         factory=True,
     ),
     "recipe": PluginKind("a function that returns a recipe", (), ("experiments.recipes",), factory=True),

@@ -19,14 +19,14 @@ from pretrain.model.flavors import flavor
 from pretrain.recipe import CheckpointConfig
 
 
-def write_world(folder: Path) -> Path:
+def write_world(folder: Path, side: int = 2) -> Path:
     """base/ (a random debug model with an average of its own), clips/ and base_set/ of 16 clips each."""
     weights: Any = {"model": debug_model(seed=1).state_dict(), "ema": debug_model().state_dict()}
     write_model(
         folder / "base", "debug", flavor("debug"), weights, {"codec_id": "test-codec", "ema_updates": 9}
     )
-    write_latents(folder / "own")
-    write_latents(folder / "theirs")
+    write_latents(folder / "own", side)
+    write_latents(folder / "theirs", side)
     return folder
 
 

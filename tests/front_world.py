@@ -18,7 +18,7 @@ from orchestration.service.access import digest_of
 from orchestration.service.front.config import FrontConfig
 from orchestration.service.front.process import listening
 from orchestration.service.front.server import Front
-from orchestration.service.limits import Limits
+from orchestration.service.limits import ErrorStyle, Limits
 
 TOKEN = "a-token-of-the-tests-0123456789"
 INNER = "a-token-of-the-front-0123456789"
@@ -72,7 +72,7 @@ def backend(app: Any) -> Iterator[int]:
 
 @contextmanager
 def front_of(
-    port: int, limits: Limits | None = None, folder: Path | None = None
+    port: int, limits: Limits | None = None, folder: Path | None = None, errors: ErrorStyle = "reason"
 ) -> Iterator[tuple[int, Front]]:
     """(port, front) of a front before the application at `port`; tokens and audit in `folder`."""
     config = FrontConfig(
@@ -82,6 +82,7 @@ def front_of(
         tokens=str(folder / "tokens.json") if folder else "",
         audit=str(folder / "audit.jsonl") if folder else "",
         limits=limits or Limits(),
+        errors=errors,
     )
     made: list[Front] = []
     loop = asyncio.new_event_loop()

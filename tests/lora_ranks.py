@@ -25,6 +25,7 @@ class Case:
     checkpointing: str = "none"
     replicas: int = 1
     rank: int = 3  # of the adapters; odd, so that two ranks hold unlike parts
+    base: str = "fp32"  # lora.base
 
 
 def run_case(folder: Path, world_size: int, case: Case) -> dict[str, Any]:
@@ -84,9 +85,8 @@ def _policy(world_size: int, case: Case, seed: int = 0):
     from finetune.policy import LoraPolicy
     from pretrain.titan.parallelize import parallelize
 
-    model = inject(
-        debug_model(name=case.flavor), LoraConfig(rank=case.rank, alpha=6.0, targets=tuple(GROUPS), seed=seed)
-    )
+    config = LoraConfig(rank=case.rank, alpha=6.0, targets=tuple(GROUPS), seed=seed, base=case.base)  # type: ignore[arg-type]
+    model = inject(debug_model(name=case.flavor), config)
     job = JobConfig(
         training=Training(mixed_precision_param=case.precision),  # type: ignore[arg-type]
         activation_checkpoint=ActivationCheckpoint(mode=case.checkpointing),  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from finetune.objectives.gsb_dpo import GsbDpoPhase
 from finetune.recipe import RubricConfig
 from pretrain.convert.importing import ImportConfig, plan_import, run_import
 from pretrain.flow.guidance import NO_GUIDANCE
-from pretrain.generate import GenerateConfig
+from pretrain.generation.config import GenerateConfig
 from pretrain.media.write import write_wav
 from pretrain.model.flavors import flavor
 from pretrain.sampling import SamplerConfig

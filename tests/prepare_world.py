@@ -82,7 +82,8 @@ def scene(
     )
     low, high = rng.uniform(20, 110, 3), rng.uniform(140, 250, 3)
     picture = (low + grown * (high - low)).astype(np.uint8)
-    return np.stack([picture[i % 8 : i % 8 + height, i // 2 : i // 2 + width] for i in range(count)])
+    down = [abs((i + 8) % 16 - 8) for i in range(count)]  # to and fro, a pixel per picture
+    return np.stack([picture[y : y + height, i // 2 : i // 2 + width] for i, y in enumerate(down)])
 
 
 def write(

@@ -17,7 +17,7 @@ from finetune.rollout import encode_prompts
 from finetune.rollout_store import open_store, write_store
 from finetune.types import FIRST, NO_LABEL, SECOND, TIE, Rollout
 from pretrain.codecs.load import load_codecs
-from pretrain.generate import reference_voices
+from pretrain.generation.conditions import reference_voices
 
 K = 3
 

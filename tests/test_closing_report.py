@@ -24,7 +24,7 @@ from experiments.report.closing_run import ClosingOptions, closing_inputs, read_
 from experiments.report.examples import DRAWN, GAINS, LOSSES, gains_of, pick
 from finetune.prompts import read_prompt_set
 from finetune.recipe import RubricConfig, StopConfig
-from pretrain.generate import GenerateConfig
+from pretrain.generation.config import GenerateConfig
 from pretrain.model.checkpoint import write_model
 from pretrain.model.flavors import flavor
 from pretrain.sampling import SamplerConfig
@@ -172,9 +172,9 @@ def test_a_second_call_reuses_clips_and_scores_and_other_settings_do_not(world, 
     calls = []
     plain = closing.generate
 
-    def counted(config, model, *rest):
+    def counted(config, model, *rest, **more):
         calls.append(model.name)
-        return plain(config, model, *rest)
+        return plain(config, model, *rest, **more)
 
     monkeypatch.setattr(closing, "generate", counted)
     few = inputs(world, tmp_path, limit=2)

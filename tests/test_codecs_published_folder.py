@@ -35,7 +35,8 @@ from pretrain.data.encoding.encode import encode_sets
 from pretrain.data.manifest import ManifestRow, write_manifest
 from pretrain.data.stream.store import LatentStore
 from pretrain.flow.guidance import GuidanceScales
-from pretrain.generate import GenerateConfig, generate
+from pretrain.generate import generate
+from pretrain.generation.config import GenerateConfig
 from pretrain.media.read import read_media
 from pretrain.media.write import write_mp4, write_wav
 from pretrain.model.checkpoint import write_model

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pretrain.data.corpus.build import CorpusConfig, build_corpus
 from pretrain.data.curate import CurateConfig, choose, curate, facility_location, quality_of
+from pretrain.data.curation import looks
 from pretrain.data.features import similarities
 from pretrain.data.manifest import read_manifest
 
@@ -70,6 +71,46 @@ def test_unreadable_clips_are_rejected_with_their_line_and_too_many_stop(curated
     assert not (tmp_path / "out").exists()
     report = curate(CurateConfig(budget=3, max_bad_fraction=0.2), tmp_path, tmp_path / "out")
     assert (report["rows"], len(report["rejected"])) == (9, 1)
+
+
+def test_a_large_set_is_curated_in_parts_and_its_clips_are_read_once(curated, tmp_path, monkeypatch):
+    root, dense = curated
+    config = CurateConfig(budget=20, dense_clips=25)
+    first = curate(config, root / "corpus", tmp_path / "out", nproc=1)
+    assert (first["parts"]["parts"], first["parts"]["candidates"]) == (3, 60) and first["chosen"] == 20
+    # measured on all clips: the same function as the dense one
+    assert first["curated"]["facility_location"] >= 0.97 * dense["curated"]["facility_location"]
+    assert first["random"]["facility_location"] == pytest.approx(
+        dense["random"]["facility_location"], rel=1e-3
+    )
+    assert 0.5 < first["at_least_of_best"] <= 1.0
+    rows = (tmp_path / "out" / "curated.jsonl").read_text()
+
+    def refuse(path):
+        raise AssertionError(f"{path} was read again")
+
+    monkeypatch.setattr(looks, "read_media", refuse)
+    assert curate(config, root / "corpus", tmp_path / "out", nproc=1) == first
+    assert (tmp_path / "out" / "curated.jsonl").read_text() == rows
+    assert not list((tmp_path / ".out.work").glob("*.npy"))
+
+
+class Constant:
+    """Places every clip by its length alone."""
+
+    def embed(self, media):
+        if len(media.frames) == 0:
+            raise ValueError("no pictures")
+        return (np.array([float(len(media.frames)), 1.0]),)
+
+
+def test_a_model_may_place_the_clips(curated, tmp_path):
+    root, _ = curated
+    model = ("lengths", Constant)
+    report = curate(CurateConfig(budget=5), root / "corpus", tmp_path / "out", model=model, nproc=1)
+    assert report["chosen"] == 5 and "parts" not in report
+    other = curate(CurateConfig(budget=5), root / "corpus", tmp_path / "other", nproc=1)
+    assert other["facility_location_of_all"] != report["facility_location_of_all"]
 
 
 @settings(max_examples=30, deadline=None)

@@ -27,6 +27,7 @@ from finetune.sft.heard import ROW, SoundTrained
 from pretrain.model.checkpoint import load_model, write_model
 from pretrain.model.flavors import build_model, flavor
 from pretrain.model.modality import modalities_of
+from pretrain.recipe import ParallelConfig
 from pretrain.schedule import task_of_step
 from pretrain.titan.train_spec import create_moments, split_groups
 
@@ -40,6 +41,15 @@ def test_the_base_is_drawn_by_its_share(share, seed):
     drawn = [task_of_step(seed, stage, step).set_name for step in range(steps)]
     found = 1 - drawn.count("clips") / steps
     assert abs(found - share) < 5 * (share * (1 - share) / steps) ** 0.5
+
+
+def test_heads_have_to_split_over_a_context_group_of_the_model_in_hand_only():
+    config = FinetuneConfig(parallel=ParallelConfig(context=2))  # the mini has three heads
+    assert config.as_pretraining("debug", {}).parallel.context == 2
+    with pytest.raises(ValueError, match="does not divide the model's 3 heads"):
+        config.as_pretraining("mini", {})
+    with pytest.raises(ValueError, match=r"parallel\.context .* at least 1"):
+        FinetuneConfig(parallel=ParallelConfig(context=0))
 
 
 def test_without_base_data_every_step_is_on_the_clips():

@@ -21,6 +21,7 @@ from finetune.sft.heard import ROW
 from pretrain.launch.continuing import verdict_of
 from pretrain.model.checkpoint import load_model, read_model_folder
 from pretrain.model.modality import modalities_of
+from pretrain.recipe import ParallelConfig
 from pretrain.schedule import task_of_step
 from pretrain.tasks import TASKS
 from pretrain.titan.safe_dcp import read_metadata
@@ -109,6 +110,22 @@ def test_two_ranks_equal_one(tuned, world, tmp_path):
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6)
     assert rows(run)[-1][ROW] == rows(tuned)[-1][ROW]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("full", [False, True])
+def test_two_ranks_of_a_context_group_equal_one(tmp_path, full):
+    """Each sample's tokens are split over both; the latents' sides have to divide."""
+    world = write_world(tmp_path, side=4)
+    runs = []
+    for size in (1, 2):
+        split = config(steps=3, full=full, parallel=ParallelConfig(context=size))
+        runs.append(finetune_run(world, tmp_path / str(size), split))
+        assert run_ranks(runs[-1], size) == [0] * size, (runs[-1].out / "log.0").read_text()[-3000:]
+    one, two = (load_file(run.out / "model" / "ema.safetensors") for run in runs)
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5)
+    assert rows(runs[0])[-1][ROW] == rows(runs[1])[-1][ROW]
 
 
 def test_the_sound_in_the_loss_is_counted(tuned):

@@ -62,7 +62,7 @@ FINETUNE_NEUTRAL = (
 FINETUNE_COUNTS = (
     words("full steps lr warmup_steps decay_fraction decay min_lr_factor tasks audio_only_batch_factor")
     | words("base_share global_batch_size mix_lengths seed mixed_precision ema_decay shuffle_shards")
-    | words("rank alpha targets seed rslora dora", "lora.")
+    | words("rank alpha targets seed rslora dora base", "lora.")
     | words("video audio shared", "lr_scale.")
     | words("beta1 beta2 eps weight_decay grad_clip", "optimizer.")
     | words("draw weight shift logit_mean logit_std", "objective.levels.")

@@ -46,6 +46,13 @@ def test_paradigms_train_alike_on_two_ranks(tmp_path, flavor):
     assert_same_training(run_case(tmp_path / "two", 2, case), run_case(tmp_path / "one", 1, case))
 
 
+@pytest.mark.parametrize("base", ["int8", pytest.param("nf4", marks=pytest.mark.slow)])
+def test_a_quantised_base_trains_alike_on_two_ranks(one_rank, tmp_path, base):
+    one, two = (run_case(tmp_path / str(ranks), ranks, Case(base=base)) for ranks in (1, 2))
+    assert_same_training(two, one)
+    assert not torch.equal(one["base"], one_rank["base"]) and torch.equal(one["start"], one["base"])
+
+
 def test_only_the_trained_adapter_has_gradients_and_moments(two_ranks):
     parameters = len(two_ranks["weights/default"])
     assert len(two_ranks["with_gradient"]) == two_ranks["with_state"] == parameters == 60

@@ -19,7 +19,7 @@ from experiments.studies.objectives.run import study_objectives
 from finetune.gsb.pairs import ClipRef, PreferencePair, read_pairs, write_pairs
 from finetune.make_rollouts import RolloutsConfig
 from finetune.recipe import AlignConfig, StopConfig
-from pretrain.generate import GenerateConfig
+from pretrain.generation.config import GenerateConfig
 from pretrain.launch.launch import StageResult
 from pretrain.prompt import read_prompts
 
@@ -66,7 +66,7 @@ class World:
         for module, names in places.items():
             for name, ours in names.items():
                 where = f"experiments.studies.objectives.{module}.{name}"
-                monkeypatch.setattr(where, lambda *given, ours=ours: getattr(self, ours)(*given))
+                monkeypatch.setattr(where, lambda *given, ours=ours, **named: getattr(self, ours)(*given, **named))
 
     def open_store(self, store):
         return store
@@ -120,7 +120,7 @@ class World:
         (run.out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         return StageResult("finished", 2, run.out / "model", label)
 
-    def generate(self, config, model, codec, prompts, out, limit):
+    def generate(self, config, model, codec, prompts, out, limit, aside):
         out.mkdir(parents=True, exist_ok=True)
         (out / "made_by").write_text(json.loads((model / "config.json").read_text())["checkpoint_id"])
         self.calls.append(("generate", limit))

@@ -31,9 +31,12 @@ def errors(tmp_path, *rows):
         ("duration", 4, '"num_frames": 97'),
         ("duration", 1, '"num_frames": 25'),
         ("duration", "long", "1 + 4n"),
-        ("task", "T2A", "always gives picture and sound"),
-        ("negative", "blurry", "negative prompts are not taken"),
-        ("seed", 3, "--set generate.seed="),
+        ("task", "T2X", "unknown task 'T2X'; did you mean"),
+        ("negative", "blurry", "did you mean 'negative_prompt'"),
+        ("negative_prompt", "<S>no<E>", "speech does not belong"),
+        ("negative_prompt", " ", "expected a text"),
+        ("seed", -1, "expected a whole number from 0"),
+        ("seed", True, "expected a whole number from 0"),
         ("fps", 30, "--set generate.fps="),
         ("comment", "x", "unknown key; valid: prompt, "),
     ],
@@ -46,6 +49,7 @@ def test_a_key_that_nothing_reads_is_an_error_by_line(tmp_path, key, value, says
 def test_all_keys_that_are_read_pass(tmp_path):
     row = {**GOOD, "image_path": None, "spk_wavs": ["a.wav"], "data_id": "a", "num_frames": 25, "height": 64}
     assert errors(tmp_path, {**row, "width": 64, "meta": {"a": {"b": 1}}, "video": "a.mp4"}) == []
+    assert errors(tmp_path, {**row, "task": "T2A", "seed": 3, "negative_prompt": "noise"}) == []
     assert errors(tmp_path, {"text": "old", "video_path": "a.mp4"}) == []
     found = errors(tmp_path, {"prompt": "a", "text": "b"})
     assert [(line, field) for line, field, _ in found] == [(1, "text")]

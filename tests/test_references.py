@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pretrain.codecs.text import HashedTextEncoder
-from pretrain.generate import conditioning_of
+from pretrain.generation.conditions import conditioning_of
 from pretrain.prompt import PromptRow, parse
 
 VOICES = {Path(name): torch.full((192,), float(value)) for value, name in enumerate("abc", start=1)}

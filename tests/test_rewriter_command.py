@@ -11,7 +11,7 @@ from experiments.rewriter import overridden
 from experiments.rewriter_clips import MAX_UNSCORED, RewriteClips
 from experiments.scoring.config import reward_settings
 from finetune.rewriter.config import DpoTuning, GrpoTuning
-from pretrain.generate import GenerateConfig
+from pretrain.generation.config import GenerateConfig
 from pretrain.prompt import parse, read_prompts
 
 SMALL = [

@@ -17,7 +17,7 @@ from finetune.sde import Kernel, StochasticSteps, replay
 from finetune.types import Role, Rollout
 from pretrain.codecs.base import Codecs, EncodedText
 from pretrain.codecs.load import load_codecs
-from pretrain.generate import reference_voices
+from pretrain.generation.conditions import reference_voices
 from pretrain.types import Velocity
 
 CPU = torch.device("cpu")

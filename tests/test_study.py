@@ -32,7 +32,7 @@ from experiments.studies.paradigms.run import (
 )
 from experiments.studies.scores import added_metrics, tabulated
 from experiments.studies.workers import core_shares, run_all
-from pretrain.generate import GenerateConfig
+from pretrain.generation.config import GenerateConfig
 from pretrain.model.flavors import flavor
 from pretrain.model.flops import ClipShape
 from pretrain.recipe import PretrainConfig

@@ -212,6 +212,7 @@ def survey(turn: Turn, name: str, joined: Path, raters: int, options: Sequence[s
 def shoot(browser: Any, url: str, folder: Path, name: str) -> None:
     """The owner's page, which shows the survey that was made last."""
     page = browser.new_page(viewport={"width": 1000, "height": 800}, locale="en-GB")
+    page.set_default_timeout(WAIT_MS)
     page.goto(f"{url}/owner#{TOKEN}")
     page.wait_for_selector("#intervals svg")
     page.screenshot(path=str(folder / f"{name}_owner.png"), full_page=True)
@@ -246,7 +247,7 @@ def turn_of(turn: Turn, given: argparse.Namespace) -> dict[str, Any]:
     turn.nava("gsb", "export", "first_votes.jsonl", *export)
     pairs = len((turn.to / "pairs.jsonl").read_text().splitlines())
     sets = ["align.sequence=[gsb_dpo]", f"align.gsb_dpo.rounds={given.rounds}"]
-    sets += [f"align.gsb_dpo.pairs_per_round={pairs // 4 * 4}", f"align.stop.prompts={given.held_out}"]
+    sets += [f"align.gsb_dpo.pairs_per_round={pairs // 8 * 8}", f"align.stop.prompts={given.held_out}"]
     align = ["--model", models["pretrained"], "--codec", turn.out / "codec", "--to", "voted"]
     align += ["--prompts", turn.out / "corpus" / "prompts" / "align_train.jsonl", "--out", turn.out]
     align += ["--pairs", "pairs.jsonl", "--clips", "first"]

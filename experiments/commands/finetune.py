@@ -12,7 +12,11 @@ import tyro
 from experiments.commands.options import (
     AnywayFlag,
     AsideFlag,
+    MaxRestarts,
+    NodeRank,
+    NumNodes,
     RecipeName,
+    Rendezvous,
     ResumeFlag,
     SetOptions,
     recipe_for,
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from experiments.continuing import Wish
     from experiments.job import StageJob
     from experiments.pipeline.finetune import FinetuneInputs
+    from pretrain.launch.nodes import Nodes
 
 ClipsSet = Annotated[
     str,
@@ -61,6 +66,10 @@ def finetune(
     to: TuneDestination = None,
     nproc: Annotated[int, tyro.conf.arg(help="ranks; 0 = one per GPU, or two")] = 0,
     port: Annotated[int, tyro.conf.arg(help="of torchrun; 0 = any free one")] = 0,
+    nnodes: NumNodes = 1,
+    rdzv: Rendezvous = "",
+    node_rank: NodeRank = -1,
+    max_restarts: MaxRestarts = 0,
     settings: SetOptions = (),
     out: Path = Path("out"),
     resume: ResumeFlag = True,
@@ -80,33 +89,61 @@ def finetune(
       nava finetune mini --clips rows.jsonl --set finetune.base_share=0 --set finetune.lora.rank=16
       nava finetune mini --clips rows.jsonl --model models:/nava-mini@aligned --full --set finetune.lr=1e-4
       nava generate prompts.jsonl --adapter my/voice/adapter
-    An interrupted run goes on from its last checkpoint, as `nava pretrain` does.
+    An interrupted run goes on from its last checkpoint, as `nava pretrain` does. Several machines run the
+    same command with --nnodes and --rdzv, and see the same --to and --out; the first one checks and encodes.
     """
     from experiments.continuing import Wish
     from experiments.job import StageJob
     from experiments.pipeline.finetune import FinetuneLayout
     from finetune.sft.launch import alone
+    from pretrain.launch.nodes import Nodes, find_node_rank
+
+    _check(clips, lora and full, nproc, port)
+    nodes = Nodes(
+        count=nnodes, rank=find_node_rank(nnodes, node_rank), rendezvous=rdzv, max_restarts=max_restarts
+    )
+    loaded = recipe_for(recipe, settings)
+    if lora or full:
+        loaded = dataclasses.replace(loaded, finetune=dataclasses.replace(loaded.finetune, full=full))
+    layout = FinetuneLayout(out=out, to=to or out / "finetune")
+    job = StageJob(recipe=loaded, layout=layout, nproc=nproc, port=port, nodes=nodes, anyway=resume_anyway)
+    wish = _wish(Wish(resume, resume_anyway, move_aside, "--to"), nodes)
+    layout.to.parent.mkdir(parents=True, exist_ok=True)
+    if not nodes.leads:
+        return _join(job, layout.to)
+    inputs = _inputs(clips, model, codec, job)
+    with alone(layout.to), ExitStack() as opened:
+        _finetune(job, inputs, wish, opened)
+
+
+def _check(clips: str, both: bool, nproc: int, port: int) -> None:
     from pretrain.launch.torchrun import check_port
 
     if not clips:
         raise ValueError(
             "--clips: give the clips to train on, such as --clips my_clips or --clips rows.jsonl"
         )
-    if lora and full:
+    if both:
         raise ValueError("--lora and --full exclude each other; give one")
     if nproc < 0:
         raise ValueError(f"--nproc: expected the number of ranks, or 0 for one per GPU, got {nproc}")
     if port:
         check_port(port)
-    loaded = recipe_for(recipe, settings)
-    if lora or full:
-        loaded = dataclasses.replace(loaded, finetune=dataclasses.replace(loaded.finetune, full=full))
-    layout = FinetuneLayout(out=out, to=to or out / "finetune")
-    job = StageJob(recipe=loaded, layout=layout, nproc=nproc, port=port, anyway=resume_anyway)
-    inputs = _inputs(clips, model, codec, job)
-    layout.to.parent.mkdir(parents=True, exist_ok=True)
-    with alone(layout.to), ExitStack() as opened:
-        _finetune(job, inputs, Wish(resume, resume_anyway, move_aside, "--to"), opened)
+
+
+def _wish(wish: Wish, nodes: Nodes) -> Wish:
+    if nodes.count > 1 and wish.replaces:
+        raise ValueError("--no-resume, --move-aside: the other nodes cannot know of it; move --to away first")
+    return wish
+
+
+def _join(job: StageJob, to: Path) -> None:
+    """Run this node's ranks of what the first node fine-tunes."""
+    from finetune.sft.launch import join_finetuning
+
+    steps = job.recipe.finetune.steps
+    result = join_finetuning(to, job.ranks, job.nodes, steps)
+    print(f"finetune: {result.status} at step {result.step}")
 
 
 def _inputs(clips: str, model: str, codec: Path | None, job: StageJob) -> FinetuneInputs:
@@ -117,7 +154,9 @@ def _inputs(clips: str, model: str, codec: Path | None, job: StageJob) -> Finetu
 
     layout = job.layout
     default = layout.model(list(job.recipe.pretrain.stages)[-1])
-    found, its_codec = model_and_codec(model or default, codec, layout.out, layout.codec)
+    found, its_codec = model_and_codec(
+        model or default, codec, layout.out, layout.codec, shared=job.nodes.count > 1
+    )
     for folder, hint in ((found, "train one or give --model"), (its_codec, "fit one or give --codec")):
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{folder}: no config.json here; {hint}")
@@ -134,7 +173,6 @@ def _finetune(job: StageJob, inputs: FinetuneInputs, wish: Wish, opened: ExitSta
     from experiments.runs.system import system_metrics
 
     layout, config = job.layout, as_plain(job.recipe.finetune)
-    job.recipe.finetune.as_pretraining("mini", {}).local_batch(job.ranks)
     run = finetuning_of(job, inputs)
     decision = decide(run, job, wish)
     if not decision.train:

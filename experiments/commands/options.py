@@ -29,6 +29,17 @@ AnywayFlag = Annotated[
 AsideFlag = Annotated[
     bool, tyro.conf.arg(help="where those differ, move what is there to OUT/.trash and start over")
 ]
+NumNodes = Annotated[
+    int,
+    tyro.conf.arg(help="number of machines; each runs this command and sees the same folder of the result"),
+]
+Rendezvous = Annotated[
+    str, tyro.conf.arg(metavar="HOST:PORT", help="rendezvous: address of the first machine")
+]
+NodeRank = Annotated[
+    int, tyro.conf.arg(help="rank of this machine; -1 = from Slurm's or Kubeflow Trainer's environment")
+]
+MaxRestarts = Annotated[int, tyro.conf.arg(help="restarts of all ranks after one has died")]
 
 
 def recipe_for(name: str, settings: tuple[str, ...]) -> Any:

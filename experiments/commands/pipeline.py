@@ -23,11 +23,6 @@ def corpus(recipe: RecipeName = "mini", /, settings: SetOptions = (), out: Path 
     _run("corpus", _job(recipe, settings, out))
 
 
-def curate(recipe: RecipeName = "mini", /, settings: SetOptions = (), out: Path = Path("out")) -> None:
-    """Curate the high-quality pairs with submodlib, into OUT/curated."""
-    _run("curate", _job(recipe, settings, out))
-
-
 def codec(recipe: RecipeName = "mini", /, settings: SetOptions = (), out: Path = Path("out")) -> None:
     """Fit the codecs on OUT/corpus and store them with their reconstruction error, into OUT/codec."""
     _run("codec", _job(recipe, settings, out))

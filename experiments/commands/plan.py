@@ -18,6 +18,17 @@ FLAVOR_CLIP = {"frames": 145, "height": 704, "width": 1280, "fps": 24.0}  # wher
 
 
 PeakTflops = Annotated[float, tyro.conf.arg(help="of one GPU; 989 is an H100 or H200 in dense bf16")]
+WorkOption = Annotated[
+    Literal["train", "lora", "align", "generate"],
+    tyro.conf.arg(help="whose memory: train all weights, lora = fine-tune an adapter, align, generate"),
+]
+BaseOption = Annotated[
+    Literal["fp32", "bf16", "int8", "fp8", "nf4"],
+    tyro.conf.arg(help="what a frozen base is held in (lora.base)"),
+]
+MomentsOption = Annotated[
+    Literal["fp32", "8bit", "host"], tyro.conf.arg(help="AdamW's moments: fp32, 8 bits, or in host memory")
+]
 DryRunStep = Annotated[
     bool, tyro.conf.arg(help="build, shard and run one step on one CPU, with simulated ranks")
 ]
@@ -37,14 +48,18 @@ def plan(
     replicas: Annotated[int, tyro.conf.arg(help="data-parallel replicas: groups that hold all shards")] = 1,
     checkpointing: Literal["none", "selective", "full"] = "full",
     local_batch: int = 1,
+    work: WorkOption = "train",
+    base: BaseOption = "fp32",
+    rank: Annotated[int, tyro.conf.arg(help="of the adapters of lora and align")] = 32,
+    moments: MomentsOption = "fp32",
     mfu: Annotated[float, tyro.conf.arg(help="assumed model FLOPs utilisation")] = 0.4,
     peak_tflops: PeakTflops = 989.0,
     dry_run: DryRunStep = False,
     settings: SetOptions = (),
     as_json: JsonFlag = False,
 ) -> None:
-    """Parameters, tokens, FLOPs, memory per GPU by part, the largest batch that fits 80 and 141 GB, and days
-    of training.
+    """Parameters, tokens, FLOPs, memory per GPU by part, the largest batch that fits, with which flags each
+    work fits on 24, 48, 80 and 141 GB, and days of training.
 
     NAME is a recipe, whose stages (with ./params.yaml if that is for this recipe) give the days and whose
     `generate` section gives the clip, or a flavor of the model at 145 x 704 x 1280. Nothing is allocated.
@@ -61,21 +76,15 @@ def plan(
     flavor_name = config.flavor if config else name
     given = {"frames": frames, "height": height, "width": width, "fps": fps}
     clip = _clip_of(recipe) | {key: value for key, value in given.items() if value is not None}
-    found = plan_model(
-        flavor_name,
-        gpus,
-        **clip,
-        context=context,
-        replicas=replicas,
-        checkpointing=checkpointing,
-        local_batch=local_batch,
-        ema=not config or config.ema_decay > 0,
-    )
+    spread = {"context": context, "replicas": replicas, "local_batch": local_batch}
+    held = {"checkpointing": checkpointing, "work": work, "base": base, "rank": rank, "moments": moments}
+    ema = not config or config.ema_decay > 0
+    found = plan_model(flavor_name, gpus, **clip, **spread, **held, ema=ema)
     step_seconds(1.0, gpus, mfu, peak_tflops)
     if config:
         shape = clip_shape(flavor(flavor_name), **clip)
         found["time"] = plan_schedule(config, shape, gpus, mfu, peak_tflops)
-    found["assumptions"] = assumptions(checkpointing, mfu, peak_tflops)
+    found["assumptions"] = assumptions(checkpointing, mfu, peak_tflops, work, base, moments)
     if dry_run:
         found["dry_run"] = _rehearsed(flavor_name, config, gpus, context, replicas, checkpointing)
     if as_json:

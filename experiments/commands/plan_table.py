@@ -13,7 +13,7 @@ GIB = 2**30
 def show(found: dict[str, Any], console: Console | None = None) -> None:
     """Print what `nava plan` found."""
     console = console or Console()
-    tables = [_model(found), _memory(found), _batches(found)]
+    tables = [_model(found), _memory(found), _batches(found), _fits(found)]
     tables += [make(found[key]) for key, make in (("time", _time), ("dry_run", _dry_run)) if key in found]
     for table in tables:
         console.print(table)
@@ -45,7 +45,14 @@ def _memory(found: dict[str, Any]) -> Table:
         f"{found['gpus']} GPUs, {setup['shards']} shards, {setup['replicas']} replicas, "
         f"{setup['context']} to a clip"
     )
-    title = f"memory per GPU, {setup['local_batch']} clips, {setup['checkpointing']} checkpointing ({layout})"
+    work = {"train": "training", "lora": "LoRA", "align": "alignment", "generate": "generation"}[
+        setup["work"]
+    ]
+    held = "" if setup["work"] == "train" else f", base in {setup['base']}"
+    title = (
+        f"memory per GPU of {work}{held}: {setup['local_batch']} clips, {setup['checkpointing']} "
+        f"checkpointing ({layout})"
+    )
     table = _table(title, "part", "GiB", "")
     for part, size in parts.items():
         if part == "total":
@@ -55,10 +62,27 @@ def _memory(found: dict[str, Any]) -> Table:
 
 
 def _batches(found: dict[str, Any]) -> Table:
-    table = _table("largest micro-batch that fits (0 = not one clip)", "checkpointing", "80 GB", "141 GB")
+    sizes = _sizes(found["largest_local_batch"])
+    table = _table("largest micro-batch that fits (0 = not one clip)", "checkpointing", *map(_gb, sizes))
     for mode, fits in found["largest_local_batch"].items():
-        table.add_row(mode, str(fits["80_gb"]), str(fits["141_gb"]))
+        table.add_row(mode, *(str(fits[size]) for size in sizes))
     return table
+
+
+def _fits(found: dict[str, Any]) -> Table:
+    sizes = _sizes(found["fits"])
+    table = _table("one clip fits with", "", *map(_gb, sizes))
+    for work, flags in found["fits"].items():
+        table.add_row(work, *(flags[size] or "no setting" for size in sizes))
+    return table
+
+
+def _sizes(rows: dict[str, dict[str, Any]]) -> list[str]:
+    return list(next(iter(rows.values())))
+
+
+def _gb(size: str) -> str:
+    return f"{size.removesuffix('_gb')} GB"
 
 
 def _time(time: dict[str, Any]) -> Table:

@@ -6,16 +6,20 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from experiments.commands.options import JsonFlag, SetOptions
+from experiments.commands.align import RayCluster, address_of
+from experiments.commands.options import InsecureRay, JsonFlag, SetOptions
 from experiments.errors import CHECK_FAILED
 
 if TYPE_CHECKING:
+    from experiments.preparation.pool import SourceWorkers
     from experiments.preparation.services import Services
     from experiments.preparation.source_work import Settings
 
@@ -60,6 +64,8 @@ def prepare(
     recipe: RecipeOption = "mini",
     settings: SetOptions = (),
     nproc: Processes = 0,
+    ray: RayCluster = None,
+    insecure_ray: InsecureRay = False,
     dry_run: TriedVideos = 0,
     syncnet: SyncPlace = None,
     yunet: YuNetPlace = None,
@@ -82,16 +88,17 @@ def prepare(
     file_name, text and, as there are, transcript, speaker, reference, speech_start, speech_end.
 
     An interrupted run goes on by the same command: results by video are kept in .OUT.work beside OUT.
+    --ray works by Ray Data, embedded or on a cluster whose machines see videos and OUT under the same paths;
+    --nproc is how many videos are worked on at once. The rows are the same, byte for byte, for any workers.
     Original files are only read. Limits are the recipe's section `prepare`: --set prepare.max_s=5.
 
     Exit code: 0; 1 where no clip is kept; 2 for a wrong input.
     """
-    from experiments.preparation.prepare import predict, prepare_set
     from experiments.preparation.services import Services
 
     if dry_run < 0 or nproc < 0:
         raise ValueError(f"--dry-run {dry_run}, --nproc {nproc}: expected at least 0")
-    chosen, processes = _settings(recipe, settings), nproc or os.cpu_count() or 1
+    chosen = _settings(recipe, settings)
     asked = Services(
         syncnet=syncnet,
         yunet=yunet,
@@ -103,13 +110,62 @@ def prepare(
         caption_model=caption_model,
         token_variable=token_variable,
     )
+    where = _Place(videos, to, address_of(ray), insecure_ray, nproc)
     if dry_run:
-        _tell_trial(predict(videos, dry_run, chosen, asked, processes), as_json)
-        return 0
+        return _try(where, dry_run, chosen, asked, as_json)
+    return _prepare(where, recipe, chosen, asked, as_json)
+
+
+@dataclass(frozen=True)
+class _Place:
+    videos: str
+    to: Path
+    address: str  # of Ray, "" = without
+    insecure: bool
+    nproc: int
+
+    @property
+    def is_cluster(self) -> bool:
+        return self.address not in ("", "local")
+
+
+def _prepare(where: _Place, recipe: str, settings: Settings, services: Services, as_json: bool) -> int:
+    from experiments.preparation.prepare import prepare_set
+
     begun_s = time.monotonic()
-    summary = prepare_set(videos, to, chosen, asked, processes).summary
-    _record(videos, to, recipe, chosen, asked, summary, time.monotonic() - begun_s)
-    return _tell(summary, to, as_json)
+    with _workers(where, settings, services) as workers:
+        summary = prepare_set(where.videos, where.to, settings, services, workers).summary
+    seconds = time.monotonic() - begun_s
+    _record(where.videos, where.to, recipe, settings, services, summary, seconds)
+    return _tell(summary, where.to, as_json)
+
+
+def _try(where: _Place, count: int, settings: Settings, services: Services, as_json: bool) -> int:
+    from experiments.preparation.prepare import predict
+
+    scratch = where.to.absolute().parent if where.is_cluster else None
+    with _workers(where, settings, services) as workers:
+        _tell_trial(predict(where.videos, count, settings, services, workers, scratch), as_json)
+    return 0
+
+
+@contextmanager
+def _workers(where: _Place, settings: Settings, services: Services) -> Iterator[int | SourceWorkers]:
+    if not where.address:
+        yield where.nproc or os.cpu_count() or 1
+        return
+    from experiments.preparation.prepare import check_inputs
+    from orchestration.preparation import ray_workers
+
+    # before Ray, which takes seconds to start
+    found = check_inputs(where.videos, where.to, settings, services)
+    with ray_workers(where.address, where.nproc, where.insecure) as workers:
+        if where.is_cluster:
+            models = (services.syncnet, services.yunet, services.whisper)
+            above = next(folder for folder in where.to.absolute().parents if folder.is_dir())
+            first = [source.path for source in found.sources[:1]]
+            workers.check_paths([*first, above, *filter(None, models)])
+        yield workers
 
 
 def _settings(recipe: str, settings: tuple[str, ...]) -> Settings:

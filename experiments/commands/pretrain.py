@@ -12,7 +12,11 @@ import tyro
 from experiments.commands.options import (
     AnywayFlag,
     AsideFlag,
+    MaxRestarts,
+    NodeRank,
+    NumNodes,
     RecipeName,
+    Rendezvous,
     ResumeFlag,
     SetOptions,
     recipe_for,
@@ -35,12 +39,6 @@ InitFrom = Annotated[
         "stage is initialised from",
     ),
 ]
-NumNodes = Annotated[
-    int, tyro.conf.arg(help="number of machines; each runs this command and sees the same --out")
-]
-Rendezvous = Annotated[
-    str, tyro.conf.arg(metavar="HOST:PORT", help="rendezvous: address of the first machine")
-]
 
 
 def pretrain(
@@ -52,10 +50,8 @@ def pretrain(
     init_from: InitFrom = "",
     nnodes: NumNodes = 1,
     rdzv: Rendezvous = "",
-    node_rank: Annotated[
-        int, tyro.conf.arg(help="rank of this machine; -1 = from Slurm's or Kubeflow Trainer's environment")
-    ] = -1,
-    max_restarts: Annotated[int, tyro.conf.arg(help="restarts of all ranks after one has died")] = 0,
+    node_rank: NodeRank = -1,
+    max_restarts: MaxRestarts = 0,
     settings: SetOptions = (),
     out: Path = Path("out"),
     resume: ResumeFlag = True,

@@ -1,4 +1,4 @@
-"""`nava serve rewards`: scores as a service."""
+"""`nava serve rewards` and `nava serve generate`: scores, and clips, as a service."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from experiments.commands.options import InsecureRay, JsonFlag
+from experiments.commands.options import InsecureRay, JsonFlag, SetOptions, recipe_for
 from experiments.commands.score import RewardNames, RewardSettings
+from experiments.video_options import VideoServing
 
 Roots = Annotated[
     tyro.conf.UseAppendAction[tuple[Path, ...]],
@@ -34,6 +35,7 @@ TokenFile = Annotated[
     tyro.conf.arg(help="the bearer token; else $NAVA_API_TOKEN, else OUT/service/token, made where missing"),
 ]
 
+USUAL_VIDEOS = VideoServing()
 DEFAULTS = ("snr_estimate_db", "lip_loudness_correlation")
 
 
@@ -92,6 +94,41 @@ def rewards(
     serve_until_stopped(config, host, port, ray, where)
 
 
+def generate(
+    options: Annotated[VideoServing, tyro.conf.arg(name="")] = USUAL_VIDEOS,
+    recipe: Annotated[str, tyro.conf.arg(help="whose generate.* are the defaults of requests")] = "mini",
+    settings: SetOptions = (),
+    host: str = "127.0.0.1",
+    port: int = 8124,
+    token_file: TokenFile = None,
+    out: Path = Path("out"),
+    ray: RayAddress = "local",
+    insecure_ray: InsecureRay = False,
+) -> None:
+    """Serve clips over HTTP until Ctrl-C or SIGTERM: POST /v1/videos makes a job, GET /v1/videos/ID tells its
+    progress, GET /v1/videos/ID/content is the clip. Clients of OpenAI's video API can use it.
+
+    An accepted job is on disk (OUT/videos/jobs.db) and is made, whatever is killed meanwhile; results stay
+    for a day, 4 GiB a token (--limit kept_seconds, token_bytes). SIGTERM lets batches that run finish;
+    jobs that wait are made when the service is started again. `nava serve tokens add NAME --scopes generate`
+    makes tokens, each of which sees its own jobs only; OUT/videos/audit.jsonl has a line per request. The
+    service has no TLS: put a proxy with TLS before it on an untrusted network. docs/generation_service.md
+    has the rest.
+
+      nava serve generate --model out/align/model --adapter look=my/look/adapter --limit queue=1000
+      curl -H "Authorization: Bearer $(cat out/service/token)" localhost:8124/v1/videos \\
+           -F 'prompt=A woman says: <S>seven<E>.' -F seconds=1 -F reference_0=@voice.wav
+    """
+    from experiments.video_serving import checked, serve_videos
+    from orchestration.service.token import token_from
+
+    if not 0 < port < 65536:
+        raise ValueError(f"--port {port}: expected 1 to 65535")
+    config = checked(options, recipe_for(recipe, settings).generate, out, ray, insecure_ray)
+    token, where = token_from(token_file, out / "service" / "token")
+    serve_videos(config, ray, host, port, token, where)
+
+
 def service_tokens(out: Path) -> Path:
     return out / "service" / "tokens.json"
 
@@ -99,17 +136,17 @@ def service_tokens(out: Path) -> Path:
 def tokens_add(
     name: Annotated[str, tyro.conf.Positional],
     /,
-    scopes: tuple[Literal["score", "metrics", "admin"], ...] = ("score",),
+    scopes: tuple[Literal["score", "generate", "metrics", "admin"], ...] = ("score",),
     per_minute: Annotated[int, tyro.conf.arg(help="requests a minute; 0 = as many as come")] = 0,
     in_flight: Annotated[int, tyro.conf.arg(help="requests at once; 0 = the service's limits only")] = 0,
     replace: Annotated[bool, tyro.conf.arg(help="a new token for a name that is there (rotation)")] = False,
     out: Path = Path("out"),
 ) -> None:
-    """Make an access token of the reward service and print it, once: only its SHA-256 is kept, in
+    """Make an access token of the services and print it, once: only its SHA-256 is kept, in
     OUT/service/tokens.json. A running service takes it within a second.
 
-    Scopes: score (/v1/score, /v1/rewards), metrics (/metrics), admin (all). --replace makes a new token with
-    the scopes and rates of the old one, which is refused from then on.
+    Scopes: score (/v1/score, /v1/rewards), generate (/v1/videos, /v1/models), metrics (/metrics), admin
+    (all). --replace makes a new token with the scopes and rates of the old one, which is refused then.
     """
     from orchestration.service.access import add_token
 

@@ -69,11 +69,13 @@ def finetuning_of(job: StageJob, inputs: FinetuneInputs) -> FinetuneRun:
     codecs = load_codecs(inputs.codec)
     check_trained_on(codecs, inputs.codec, described, inputs.model)
     base, places = base_sets(config, recipe.pretrain, layout)
+    stage = config.as_pretraining(described["flavor"], base)
+    stage.local_batch(job.ranks * job.nodes.count)
     folder, speech = prepared_sets(
         inputs.clips, config, recipe.encode, recipe.generate, inputs.codec, layout.sets
     )
     run = FinetuneRun(
-        config=config.as_pretraining(described["flavor"], base),
+        config=stage,
         stage=STAGE,
         latents=layout.sets.absolute(),
         places={name: str(_absolute(path)) for name, path in {CLIPS: folder, **places}.items()},
@@ -108,7 +110,7 @@ def finetune_tracked(
         }
     )
     _write_prompts(run, job)
-    result = finetune_model(run, job.ranks, job.port)
+    result = finetune_model(run, job.ranks, job.port, nodes=job.nodes)
     if result.status != "finished" or result.model is None:
         raise Interrupted(
             f"finetune stopped at step {result.step} with a checkpoint; the same command goes on from there"

@@ -21,7 +21,7 @@ from pretrain.data.manifest import ManifestRow, check_rejected, write_manifest
 from pretrain.data.stream.buckets import BucketConfig
 from pretrain.data.stream.store import LatentStore
 from pretrain.files import sha256_of
-from pretrain.generate import GenerateConfig
+from pretrain.generation.config import GenerateConfig
 from pretrain.jsonl import FieldError
 from pretrain.prompt import parse
 from pretrain.randomness import stable_hash

@@ -26,6 +26,6 @@ def run_aligned(job: StageJob, tracker: SpoolTracker) -> None:
 
 def _generate(job: StageJob, tracker: SpoolTracker, model: Path, prompts: str, folder: Path) -> None:
     path = job.layout.prompts / f"{prompts}.jsonl"
-    generate(job.recipe.generate, model, job.layout.codec, path, folder, None)
+    generate(job.recipe.generate, model, job.layout.codec, path, folder, aside=True)
     for clip in sorted(folder.glob("*.mp4"))[:LOGGED_CLIPS]:
         tracker.log_artifact(str(clip), f"clips/{prompts}")

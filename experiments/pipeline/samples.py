@@ -7,7 +7,8 @@ from pathlib import Path
 from experiments.layout import Layout
 from experiments.report.pictures import contact_sheet
 from experiments.scoring.samples import generated_samples
-from pretrain.generate import GenerateConfig, generate
+from pretrain.generate import generate
+from pretrain.generation.config import GenerateConfig
 
 PROMPTS = "pretrain_seen.jsonl"
 NUM_SAMPLES = 4
@@ -22,7 +23,7 @@ def make_samples(config: GenerateConfig, layout: Layout, stage: str) -> list[Pat
     prompts, folder = layout.prompts / PROMPTS, layout.pretrain(stage) / "samples"
     if not prompts.is_file() or not layout.codec.is_dir():
         return []
-    generate(config, layout.model(stage), layout.codec, prompts, folder, NUM_SAMPLES)
+    generate(config, layout.model(stage), layout.codec, prompts, folder, NUM_SAMPLES, aside=True)
     samples = generated_samples(folder, "speech", limit=NUM_SAMPLES)
     captions = [f"after {stage}, asked for: {' '.join(sample.clip.spans)}" for sample in samples]
     rows = [{"generated": (sample.clip, caption)} for sample, caption in zip(samples, captions, strict=True)]

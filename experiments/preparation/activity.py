@@ -10,7 +10,7 @@ from experiments.preparation.records import SPEECH_RATE_HZ, Stretch
 
 FRAME_S = 0.03
 AGGRESSIVENESS = 3
-SILENT_PEAK = 1e-3  # of a whole sound: nobody speaks below it
+SILENT_PEAK = 5e-3  # of a whole sound: nobody speaks below it, and -50 LUFS is the limit of loudness
 JOIN_S, MIN_S, PAD_S = 0.3, 0.12, 0.06
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.preparation.config import PrepareConfig
 from experiments.preparation.duplicates import near_duplicates
+from experiments.preparation.moments import shifted_duplicates
 from experiments.preparation.records import Rejection
 from experiments.preparation.services import Services
 from experiments.preparation.source_work import Settings
@@ -45,7 +46,7 @@ def assemble(
     refused = [one.to_json() for one in rejected]
     files: dict[str, Path] = {}
     clips: list[dict[str, Any]] = []
-    for result, folder in results:
+    for result, folder in _once(results, refused):
         clips += [{**clip, "folder": folder} for clip in result["clips"]]
         for one in result["rejected"]:
             if preview := one.get("preview"):
@@ -78,6 +79,23 @@ def assemble(
     return Assembled(rows, refused, files, references, given, summary)
 
 
+def _once(results: Sequence[Result], refused: list[dict[str, Any]]) -> Iterator[Result]:
+    """Results without those of fetched files of the same bytes, of which the first that has a text counts;
+    the others go to `refused`."""
+    kept: dict[str, Mapping[str, Any]] = {}
+    for result, _ in results:
+        digest = result.get("sha256", "")
+        if digest not in kept or (result.get("has_text") and not kept[digest].get("has_text")):
+            kept[digest] = result
+    for result, folder in results:
+        if (digest := result.get("sha256", "")) and kept[digest] is not result:
+            reason = f"the same bytes as {kept[digest]['source']}"
+            one = Rejection("duplicate", "sha256", None, None, reason, source=result["source"])
+            refused.append(one.to_json())
+            continue
+        yield result, folder
+
+
 def _near_duplicates(
     clips: Sequence[Mapping[str, Any]], config: PrepareConfig
 ) -> dict[int, tuple[int, float]]:
@@ -92,6 +110,14 @@ def _near_duplicates(
         config.same_sound,
         [_sure_words(clips[place]) for place in order],
     )
+    left = [place for place in range(len(order)) if place not in found]
+    shifted = shifted_duplicates(
+        [clips[order[place]]["print"] for place in left],
+        [clips[order[place]]["track"] for place in left],
+        config.near_duplicate,
+        config.same_sound,
+    )
+    found |= {left[place]: (left[other], share) for place, (other, share) in shifted.items()}
     return dict(sorted((order[place], (order[other], share)) for place, (other, share) in found.items()))
 
 

@@ -9,6 +9,7 @@ STEPS = "experiments.preparation"
 CLIP_STEPS = (
     f"{STEPS}.picture:visible",
     f"{STEPS}.picture:moving",
+    f"{STEPS}.overlays:lettered",
     f"{STEPS}.sound:audible",
     f"{STEPS}.speech:spoken",
     f"{STEPS}.faces:seen_speaking",
@@ -36,7 +37,8 @@ class PrepareConfig:
     trim_gradual_s: float = 0.5  # taken off a scene where it fades or dissolves
     # picture
     dark_luma: float = 24.0  # rows, columns and clips whose 99th percentile is below are black
-    min_motion_px: float = 0.05  # a pair of pictures at 160 pixels of width
+    max_text_share: float = 0.004  # of the picture under lines of letters that stand still; 1 keeps all
+    min_motion_px: float = 0.01  # mean over a pair of pictures at 160 pixels of width; lips alone: 0.02
     # sound
     min_loudness_lufs: float = -50.0
     max_clipped_share: float = 0.05
@@ -55,7 +57,11 @@ class PrepareConfig:
     min_reference_s: float = 1.0
     # who is seen
     min_face_share: float = 0.0  # of pictures at 5 a second that have a face
-    min_sync_confidence: float = 3.0  # of the published SyncNet, where one is given
+    # of a network of `nava syncnet`: 95 % lower bound of the correlation of lips and sound over a clip, and
+    # the lowest correlation of any of its spans; dubbed speech reaches 0.17 and 0.6
+    min_sync_correlation: float = 0.2
+    min_sync_of_span: float = 0.3
+    min_sync_confidence: float | None = None  # Sync-C; 3 for the published SyncNet, else no limit
     max_sync_offset_frames: float = 1.0  # at 25 fps; it is not corrected
     # the whole set
     near_duplicate: float = 0.15  # share of differing bits of picture hashes

@@ -56,7 +56,7 @@ def near_duplicates(
     = not known; with other words it is another clip."""
     if not bits:
         return {}
-    straight, mirrored = (np.stack([_signs(pair[side]) for pair in bits]) for side in (0, 1))
+    straight, mirrored = (np.stack([signs(pair[side]) for pair in bits]) for side in (0, 1))
     size, found = straight.shape[1], dict[int, tuple[int, float]]()
     for first in range(0, len(bits), ROWS):
         rows = straight[first : first + ROWS]
@@ -89,7 +89,7 @@ def alike(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]]) -
     return best
 
 
-def _signs(text: str) -> np.ndarray:
+def signs(text: str) -> np.ndarray:
     """±1 for each bit of a hexadecimal text."""
     bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))
     return bits.astype(np.float32) * 2 - 1

@@ -14,16 +14,19 @@ from typing import Any
 import numpy as np
 
 from experiments.preparation.duplicates import picture_bits, sound_print
+from experiments.preparation.moments import picture_track
 from experiments.preparation.records import SPEECH_RATE_HZ, RawClip, RawVideo, Rejection
+from experiments.preparation.remote import fetched
 from experiments.preparation.services import Services
-from experiments.preparation.source_work import Settings, work_on
+from experiments.preparation.source_work import Settings, Take, VideoOutcome, work_on
 from experiments.preparation.speakers import MIN_SPAN_S
+from pretrain.config import one_line
 from pretrain.files import write_json
 from pretrain.media.write import write_mp4, write_wav
 
 RESULT = "result.json"
 PREVIEW_SIDE, PREVIEWS_OF_SOURCE = 160, 4
-VERSION = 1  # of what a source's result holds
+VERSION = 3  # of what a source's result holds
 
 
 def key_of(source: RawVideo, sha256: str, settings: Settings, services: Services) -> str:
@@ -63,12 +66,14 @@ def prepare_source(source: RawVideo, settings: Settings, work: Path, key: str) -
             elif found.clip is not None and len(rejected) < PREVIEWS_OF_SOURCE:
                 rejected.append(_previewed(found, fresh))
 
-        outcome = work_on(source, settings, take)
+        outcome, digest = _worked_on(source, settings, take, fresh)
         previews = {one.data_id: one for one in rejected}
         write_json(
             fresh / RESULT,
             {
                 "source": source.name,
+                "sha256": digest,
+                "has_text": bool(source.given.digest),
                 "seconds": round(outcome.seconds, 4),
                 "scenes": outcome.scenes,
                 "words_by": outcome.words_by,
@@ -87,6 +92,18 @@ def prepare_source(source: RawVideo, settings: Settings, work: Path, key: str) -
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return target
+
+
+def _worked_on(source: RawVideo, settings: Settings, take: Take, folder: Path) -> tuple[VideoOutcome, str]:
+    """What became of the source, and the digest of what was fetched, "" of a local file."""
+    try:
+        with fetched(source, folder) as local:
+            return work_on(local, settings, take), sha256_of(local.path) if source.url else ""
+    except (FileNotFoundError, PermissionError) as error:
+        if not source.url:
+            raise
+        reason = one_line(error, 400)
+        return VideoOutcome(rejected=[Rejection("read", "file", None, None, reason, source=source.name)]), ""
 
 
 def _written(clip: RawClip, folder: Path) -> dict[str, Any]:
@@ -115,6 +132,7 @@ def _written(clip: RawClip, folder: Path) -> dict[str, Any]:
         "labels": _plain(clip.labels),
         "bits": picture_bits(clip.frames),
         "print": sound_print(clip.mono),
+        "track": picture_track(clip.frames, clip.fps),
     }
 
 

@@ -26,6 +26,7 @@ STAGES = {
     "length": "stretches without a clip of an allowed length",
     "picture": "black or tiny pictures",
     "still": "still pictures",
+    "overlay": "text on the picture",
     "sound": "silent, clipped or noisy sound",
     "speech": "too little speech",
     "words": "words that are not sure",
@@ -43,6 +44,8 @@ MEASURES = {
     "sharpness": "sharpness",
     "face_share": "share of pictures with a face",
     "confidence": "confidence of words",
+    "text_share": "share of the picture under text",
+    "sync_correlation_low": "lips and sound, lower bound of the correlation",
     "sync_confidence": "sync confidence",
 }
 

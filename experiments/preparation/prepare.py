@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.preparation.assemble import Assembled, assemble
+from experiments.preparation.assemble import Assembled, Result, assemble
+from experiments.preparation.digests import digests
 from experiments.preparation.faces import check_network
-from experiments.preparation.keeping import RESULT, key_of, sha256_of
-from experiments.preparation.pool import PoolWork, work_through
+from experiments.preparation.keeping import RESULT, key_of
+from experiments.preparation.pool import LocalWorkers, PoolWork, SourceWorkers, work_through
 from experiments.preparation.records import RawVideo, Rejection
 from experiments.preparation.services import Services, use
+from experiments.preparation.shards import sharded
 from experiments.preparation.source_work import Settings, check_steps
 from experiments.preparation.sources import find_sources
 from experiments.preparation.writing import write_set
 from pretrain.files import locked, read_json, write_json
 from pretrain.owned import check_owned, owned_folder
-from pretrain.progress import track
+from pretrain.progress import track_sized
 
 MARK = "nava-prepare.json"  # in the folder of results by source
 COMMAND = "prepare"
@@ -57,21 +58,28 @@ def find(place: str, settings: Settings) -> FoundVideos:
     return FoundVideos(sources, rejected, left_out)
 
 
+def check_inputs(place: str, out: Path, settings: Settings, services: Services) -> FoundVideos:
+    """What there is to prepare. Raises FileNotFoundError and ValueError, before anything is made."""
+    check(settings, services)
+    check_owned(out, COMMAND)
+    _check_apart(place, out)
+    return find(place, settings)
+
+
 def work_folder(out: Path) -> Path:
     """Where results by source are kept, beside the output: they outlive it, so that a run goes on."""
     return out.with_name(f".{out.name}.work")
 
 
-def prepare_set(place: str, out: Path, settings: Settings, services: Services, nproc: int) -> Assembled:
-    """Writes the set to `out` and answers what came of it.
+def prepare_set(
+    place: str, out: Path, settings: Settings, services: Services, workers: int | SourceWorkers
+) -> Assembled:
+    """Writes the set to `out` and answers what came of it. `workers`: a number of local processes, or others.
 
     Raises FileNotFoundError and ValueError before any file is decoded, OSError and ConnectionError where it
     cannot go on; the same command then goes on with what is left.
     """
-    check(settings, services)
-    check_owned(out, COMMAND)
-    found, folder = find(place, settings), work_folder(out)
-    _check_apart(place, out)
+    found, folder = check_inputs(place, out, settings, services), work_folder(out)
     _claim(folder)
     with locked(
         folder / "lock", f"{out}: another `nava prepare` writes there; wait for it or give another --to"
@@ -79,44 +87,38 @@ def prepare_set(place: str, out: Path, settings: Settings, services: Services, n
         for left in folder.glob(".*.partial"):
             shutil.rmtree(left, ignore_errors=True)
         begun_s = time.monotonic()
-        keys, rejected = _keys(found.sources, settings, services)
-        todo = [
-            (source, keys[source.name])
-            for source in found.sources
-            if source.name in keys and not (folder / keys[source.name] / RESULT).is_file()
-        ]
-        work = PoolWork(settings, services, folder, nproc)
-        for _ in track(work_through(todo, work), len(todo), "videos prepared"):
-            pass
-        results = [
-            (read_json(folder / keys[source.name] / RESULT, "remove it"), folder / keys[source.name])
-            for source in found.sources
-            if source.name in keys
-        ]
-        assembled = assemble(results, [*found.rejected, *rejected], settings, services, found.left_out)
+        results, rejected = _prepared(
+            found.sources, settings, services, folder, _workers(workers), "videos prepared"
+        )
+        assembled = sharded(
+            assemble(results, [*found.rejected, *rejected], settings, services, found.left_out)
+        )
         with owned_folder(out, COMMAND) as fresh:
             write_set(assembled, fresh, time.monotonic() - begun_s)
     return assembled
 
 
-def predict(place: str, count: int, settings: Settings, services: Services, nproc: int) -> dict[str, Any]:
-    """Tries `count` evenly chosen sources in a temporary folder and predicts yield and time of all."""
+def predict(
+    place: str,
+    count: int,
+    settings: Settings,
+    services: Services,
+    workers: int | SourceWorkers,
+    scratch: Path | None = None,
+) -> dict[str, Any]:
+    """Tries `count` evenly chosen sources in a temporary folder, below `scratch` where workers are on other
+    machines, and predicts yield and time of all."""
     check(settings, services)
     found = find(place, settings)
     places = np.unique(
         np.linspace(0, len(found.sources) - 1, min(count, len(found.sources))).round().astype(int)
     )
     some = [found.sources[place] for place in places]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
         begun_s = time.monotonic()
-        keys, rejected = _keys(some, settings, services)
-        work = PoolWork(settings, services, Path(folder), nproc)
-        todo = [(source, keys[source.name]) for source in some if source.name in keys]
-        for _ in track(work_through(todo, work), len(todo), "videos tried"):
-            pass
-        results = [
-            (json.loads((Path(folder, key) / RESULT).read_text()), Path(folder, key)) for _, key in todo
-        ]
+        results, rejected = _prepared(
+            some, settings, services, Path(folder), _workers(workers), "videos tried"
+        )
         spent_s = time.monotonic() - begun_s
         summary = assemble(results, rejected, settings, services, found.left_out).summary
     share = _bytes(found.sources) / max(1, _bytes(some))
@@ -134,16 +136,58 @@ def predict(place: str, count: int, settings: Settings, services: Services, npro
 
 
 def _bytes(sources: Sequence[RawVideo]) -> int:
-    return sum(source.path.stat().st_size for source in sources if source.path.is_file())
+    return sum(source.num_bytes for source in sources)
+
+
+def _workers(workers: int | SourceWorkers) -> SourceWorkers:
+    return LocalWorkers(workers) if isinstance(workers, int) else workers
+
+
+def _prepared(
+    sources: Sequence[RawVideo],
+    settings: Settings,
+    services: Services,
+    folder: Path,
+    workers: SourceWorkers,
+    what: str,
+) -> tuple[list[Result], list[Rejection]]:
+    """Results of all sources in their order, each with its folder below `folder`, and what was not opened."""
+    keys, rejected = _keys(sources, settings, services, folder, workers)
+    sizes = {
+        source.name: source.num_bytes
+        for source in sources
+        if source.name in keys and not (folder / keys[source.name] / RESULT).is_file()
+    }
+    # the largest first: no worker begins a long one when the others have nothing left to do
+    todo = [
+        (source if source.url else replace(source, path=source.path.absolute()), keys[source.name])
+        for source in sorted(sources, key=lambda one: -sizes.get(one.name, 0))
+        if source.name in sizes
+    ]
+    work = PoolWork(settings, _absolute(services), folder.absolute())
+    size_of = {key: float(sizes[source.name]) for source, key in todo}
+    done = ((key, size_of[key]) for key in work_through(todo, work, workers))
+    for _ in track_sized(done, len(todo), sum(size_of.values()), what):
+        pass
+    places = [folder / keys[source.name] for source in sources if source.name in keys]
+    return [(read_json(place / RESULT, "remove it"), place) for place in places], rejected
+
+
+def _absolute(services: Services) -> Services:
+    """For workers, which may have another working folder."""
+    places = {name: getattr(services, name) for name in ("syncnet", "yunet", "whisper")}
+    return replace(services, **{name: path.absolute() for name, path in places.items() if path})
 
 
 def _keys(
-    sources: Sequence[RawVideo], settings: Settings, services: Services
+    sources: Sequence[RawVideo], settings: Settings, services: Services, folder: Path, workers: SourceWorkers
 ) -> tuple[dict[str, str], list[Rejection]]:
     """Name of each source's results; of files with the same bytes, the first that has a text counts."""
     rejected: list[Rejection] = []
     alike: dict[str, list[RawVideo]] = {}
-    for source, digest in _digests(sources):
+    found = digests(sources, folder, workers)
+    for source in sources:
+        digest = found[source.name]
         if isinstance(digest, OSError):
             reason = f"cannot be read ({digest.strerror or digest})"
             rejected.append(Rejection("read", "file", None, None, reason, source=source.name))
@@ -158,14 +202,6 @@ def _keys(
                 reason = f"the same bytes as {kept.name}"
                 rejected.append(Rejection("duplicate", "sha256", None, None, reason, source=source.name))
     return keys, rejected
-
-
-def _digests(sources: Sequence[RawVideo]) -> Iterator[tuple[RawVideo, str | OSError]]:
-    for source in track(sources, len(sources), "files hashed"):
-        try:
-            yield source, sha256_of(source.path)
-        except OSError as error:
-            yield source, error
 
 
 def _claim(folder: Path) -> None:

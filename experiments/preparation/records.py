@@ -31,22 +31,38 @@ class GivenText:
 
 @dataclass(frozen=True)
 class RawVideo:
-    """A file to be prepared; `name` is its path relative to the folder that was given."""
+    """A file to be prepared; `name` is its path relative to the folder that was given.
+
+    One of an object store has a `url`, its `version` (a digest that changes with the content) and size; its
+    `path` is a file only once it was fetched (`preparation.remote`).
+    """
 
     path: Path
     name: str
     data_id: str
     given: GivenText = GivenText()
+    url: str = ""
+    version: str = ""
+    size: int = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """0 for what is not there."""
+        if self.url:
+            return self.size
+        return self.path.stat().st_size if self.path.is_file() else 0
 
 
 @dataclass(frozen=True)
 class Word:
-    """A word as written. `confidence` 0..1 of a recogniser; 1 for a given text."""
+    """A word as written. `confidence` 0..1 of a recogniser; 1 for a given text. `fits` False: a text that was
+    aligned and is not what is heard there."""
 
     text: str
     start_s: float
     end_s: float
     confidence: float = 1.0
+    fits: bool = True
 
 
 @dataclass(frozen=True)

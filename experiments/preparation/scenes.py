@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments.preparation.config import PrepareConfig
+from experiments.preparation.gradual import HALVES, SIDE, far_from, steps, transitions
 from rewards.sync.shots import colour_histograms
 
 WIDTH = 256  # pixels at which pictures are compared, as PySceneDetect does by itself
@@ -17,6 +18,7 @@ BEFORE, AFTER = (2, 5, 8), (3, 5, 8)  # pictures around a cut whose histograms t
 HARD = 0.6  # share of a change that lies between two neighbours
 MIN_SCENE_PICTURES = 8
 NEAR = 5  # pictures around a detection in which the change is looked for
+MOVED = 0.05  # mean change of thumbnails across a cut, of 255 levels, below which it may be a flash
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class detected:
         ]
         self._found: set[int] = set()
         self._histograms: list[np.ndarray] = []
+        self._thumbnails: list[np.ndarray] = []
 
     def see(self, picture: np.ndarray) -> None:
         """uint8 [H, W, 3], the next one."""
@@ -59,28 +62,37 @@ class detected:
             picture = cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR)
         at = FrameTimecode(len(self._histograms), 25.0)
         self._histograms.append(colour_histograms(picture[None])[0])
+        self._thumbnails.append(cv2.resize(picture, (SIDE, SIDE), interpolation=cv2.INTER_AREA))
         bgr = np.ascontiguousarray(picture[:, :, ::-1])
         for detector in self._detectors:
             self._found |= {cut.frame_num for cut in detector.process_frame(at, bgr)}
 
     def cuts(self) -> list[SceneCut]:
         """Boundaries in order; the first scene's start is none."""
-        histograms = np.array(self._histograms)
-        return real_cuts(sorted(self._found), histograms, self.config.flash)
+        histograms, thumbnails = np.array(self._histograms), np.array(self._thumbnails)
+        found = sorted(self._found | set(steps(thumbnails)))
+        cuts = real_cuts(found, histograms, self.config.flash, thumbnails)
+        gradual = far_from(transitions(thumbnails), [cut.first for cut in cuts], HALVES[-1])
+        return sorted([*cuts, *(SceneCut(place, True) for place in gradual)], key=lambda cut: cut.first)
 
 
-def real_cuts(found: Sequence[int], histograms: np.ndarray, flash: float) -> list[SceneCut]:
-    """Cuts [first pictures] less flashes, and detections of one change merged; histograms [T, 3, 16]."""
+def real_cuts(
+    found: Sequence[int], histograms: np.ndarray, flash: float, thumbnails: np.ndarray | None = None
+) -> list[SceneCut]:
+    """Cuts [first pictures] less flashes, and detections of one change merged.
+
+    histograms [T, 3, 16]; thumbnails uint8 [T, S, S, 3] tell pictures of the same colours apart.
+    """
     last, cuts = len(histograms) - 1, []
     for first in found:
         if not 0 < first <= last:
             continue
-        changes = (
-            _change(histograms[max(0, first - before)], histograms[min(last, first + after)])
-            for before in BEFORE
-            for after in AFTER
-        )
-        if min(changes) < flash:
+        around = [(max(0, first - before), min(last, first + after)) for before in BEFORE for after in AFTER]
+        if any(
+            _change(histograms[one], histograms[other]) < flash
+            and (thumbnails is None or _moved(thumbnails[one], thumbnails[other]) < MOVED)
+            for one, other in around
+        ):
             continue
         first, hard = _sharpest(first, histograms)
         if cuts and first - cuts[-1].first < MIN_SCENE_PICTURES:
@@ -103,3 +115,7 @@ def _sharpest(first: int, histograms: np.ndarray) -> tuple[int, bool]:
 
 def _change(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.abs(first - second).sum(axis=1).mean() / 2)
+
+
+def _moved(first: np.ndarray, second: np.ndarray) -> float:
+    return float(np.abs(first.astype(np.float32) - second).mean()) / 255

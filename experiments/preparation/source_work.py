@@ -142,10 +142,9 @@ def _work(source: RawVideo, settings: Settings, take: Take, outcome: VideoOutcom
     outcome.words, outcome.words_by = list(heard.words), heard.by
     with watch.stage("scenes"):
         scenes = _scenes(source.path, config, limits, outcome)
-    blocked = [
-        *padded_words((word.start_s, word.end_s) for word in heard.words),
-        *loud_speech(mono, heard.speech),
-    ]
+    blocked = [*padded_words((word.start_s, word.end_s) for word in heard.words)]
+    if heard.words:  # without any, what sounds like speech is music, noise or unknown, which `spoken` says
+        blocked += loud_speech(mono, heard.speech)
     pieces: list[Piece] = []
     for scene in scenes:
         for part in plan(scene, blocked, settings.lengths, config.pause_s):

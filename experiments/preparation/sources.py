@@ -7,11 +7,13 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from experiments.preparation.config import PrepareConfig
 from experiments.preparation.records import GivenText, RawVideo, Rejection, printable
+from experiments.preparation.remote import is_address, listed_videos
 from pretrain.data.plain import PlainClip, is_plain, plain_clips, safe_id, table_of
 from pretrain.data.plain_tables import TABLES
 from pretrain.jsonl import FieldError
@@ -30,9 +32,12 @@ def find_sources(
 ) -> tuple[list[RawVideo], list[Rejection], Mapping[str, int]]:
     """(sources in order, those whose texts are wrong, what else lies there by kind).
 
-    `place`: a folder, a pattern such as 'raw/*.mp4', one video, a file with a path on each line, or a plain
-    set (`pretrain.data.plain`). Raises FileNotFoundError, and ValueError where there is no video.
+    `place`: a folder, a pattern such as 'raw/*.mp4', one video, a file with a path on each line, a plain set
+    (`pretrain.data.plain`), or a prefix, pattern or object of a store (s3://bucket/raw). Raises
+    FileNotFoundError, ValueError where there is no video, OSError where a store does not answer.
     """
+    if is_address(place):
+        return _of_store(place, config)
     path = Path(place)
     left_out: Mapping[str, int] = {}
     if (path.is_file() and path.suffix.lower() in TABLES) or (path.is_dir() and table_of(path) != path):
@@ -53,6 +58,13 @@ def find_sources(
     if not files:
         raise ValueError(f"{place}: no video in it ({', '.join(sorted(VIDEO_SUFFIXES)[:5])}, ...)")
     return *_beside(files, base, config), left_out
+
+
+def _of_store(place: str, config: PrepareConfig) -> tuple[list[RawVideo], list[Rejection], Mapping[str, int]]:
+    videos, left_out, texts = listed_videos(place)
+    if not videos:
+        raise ValueError(f"{place}: no video in it ({', '.join(sorted(VIDEO_SUFFIXES)[:5])}, ...)")
+    return *_with_texts(videos, config, texts.read), left_out
 
 
 def _listed(path: Path) -> tuple[list[Path], Path]:
@@ -105,37 +117,53 @@ def _given_times(clip: PlainClip) -> tuple[tuple[float, float, str], ...]:
 
 
 def _beside(
-    files: Iterable[Path], base: Path, config: PrepareConfig
+    files: Sequence[Path], base: Path, config: PrepareConfig
 ) -> tuple[list[RawVideo], list[Rejection]]:
+    names = [Path(os.path.relpath(file, base)).as_posix() for file in files]
+    videos = [RawVideo(file, name, "") for file, name in zip(files, names, strict=True)]
+    return _with_texts(videos, config, _content)
+
+
+ReadText = Callable[[Path, int], bytes | None]
+
+
+def _with_texts(
+    videos: Iterable[RawVideo], config: PrepareConfig, read: ReadText
+) -> tuple[list[RawVideo], list[Rejection]]:
+    """Videos with ids and the texts beside them, and those whose texts are wrong."""
     sources, wrong, seen = [], [], set[str]()
-    for file in files:
-        name = Path(os.path.relpath(file, base)).as_posix()
-        data_id = safe_id(name[: -len(file.suffix)] if file.suffix else name)
+    for video in videos:
+        name = video.name
+        data_id = safe_id(name[: -len(video.path.suffix)] if video.path.suffix else name)
         if data_id in seen:
             data_id = safe_id(name)
         seen.add(data_id)
+        name = printable(name)
         try:
-            sources.append(RawVideo(file, printable(name), data_id, given_text(file, config)))
+            given = given_text(video.path, config, read)
+            sources.append(replace(video, name=name, data_id=data_id, given=given))
         except ValueError as error:
-            wrong.append(Rejection("text", "text", None, None, str(error), source=printable(name)))
+            wrong.append(Rejection("text", "text", None, None, str(error), source=name))
     return sources, wrong
 
 
-def given_text(video: Path, config: PrepareConfig) -> GivenText:
+def given_text(video: Path, config: PrepareConfig, read: ReadText | None = None) -> GivenText:
     """Texts beside a video: .srt or .vtt, and .txt, a caption (with speech marks) or a transcript.
 
-    Raises ValueError in one line for a text that cannot be read.
+    `read` answers the first bytes of a file, None where there is none. Raises ValueError in one line for a
+    text that cannot be read.
     """
     found: dict[str, object] = {}
-    digest = hashlib.sha256()
+    digest, read = hashlib.sha256(), read or _content
     for suffix in SUBTITLES:
-        if (beside := video.with_suffix(suffix)).is_file():
-            text = _read(beside)
+        beside = video.with_suffix(suffix)
+        if (text := _read(beside, read)) is not None:
             digest.update(text.encode())
             found["cues"] = subtitles(text, beside)
             break
-    if (beside := video.with_suffix(".txt")).is_file():
-        text = _read(beside).strip()
+    beside = video.with_suffix(".txt")
+    if (text := _read(beside, read)) is not None:
+        text = text.strip()
         digest.update(b"\0" + text.encode())
         try:
             spans = parse(text).spans
@@ -148,11 +176,24 @@ def given_text(video: Path, config: PrepareConfig) -> GivenText:
     return GivenText(**found, digest=digest.hexdigest() if found else "")  # type: ignore[arg-type]
 
 
-def _read(path: Path) -> str:
-    if path.stat().st_size > _MAX_TEXT_BYTES:
-        raise ValueError(f"{path}: {path.stat().st_size} bytes are no text beside a video; move it away")
+def _content(path: Path, limit: int) -> bytes | None:
+    """The first `limit` + 1 bytes of a local file, None where there is none."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return file.read(limit + 1)
+
+
+def _read(path: Path, read: ReadText) -> str | None:
+    content = read(path, _MAX_TEXT_BYTES)
+    if content is None:
+        return None
+    if len(content) > _MAX_TEXT_BYTES:
+        raise ValueError(
+            f"{path}: more than {_MAX_TEXT_BYTES >> 20} MiB are no text beside a video; move it away"
+        )
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
     if broken := broken_character(text):

@@ -32,6 +32,9 @@ def spoken(clip: RawClip, config: PrepareConfig) -> RawClip | Rejection:
     if clip.words_by == MISALIGNED:
         reason = "the given words are not what is said, or not all of it"
         return beyond("words", "alignment", 0.0, config.min_alignment, reason)
+    if any(not word.fits for word in clip.words):
+        reason = "a part of the given or recognised text is not what is said there"
+        return beyond("words", "alignment", 0.0, config.min_alignment, reason)
     if clip.words and clip.words_by == "pocketsphinx":
         sure = float(np.mean([word.confidence for word in clip.words]))
         clip = clip.measured(confidence=round(sure, 4))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from experiments.preparation.config import PrepareConfig
+from experiments.preparation.edges import snapped
 from experiments.preparation.records import SPEECH_RATE_HZ, GivenText, Heard, Stretch, Word
 from experiments.preparation.services import transcriber
 from pretrain.prompt import parse
@@ -29,6 +30,11 @@ SCORED_S = 3.0  # of words, for which scores of alignments are given
 
 def sphinx(waveform: np.ndarray, speech: Sequence[Stretch], given: GivenText, config: PrepareConfig) -> Heard:
     """The words of [N] at 16 kHz: a given text aligned where it fits, else what is recognised (English)."""
+    heard = _found(waveform, speech, given, config)
+    return replace(heard, words=tuple(snapped(heard.words, waveform, speech)))
+
+
+def _found(waveform: np.ndarray, speech: Sequence[Stretch], given: GivenText, config: PrepareConfig) -> Heard:
     if given.cues:
         return _of_cues(waveform, speech, given, config)
     text = given.transcript or " ".join(span.text for span in parse(given.caption).spans)
@@ -164,12 +170,12 @@ def _of_cues(
             waveform[round(offset * SPEECH_RATE_HZ) : round((end_s + ROOM_S) * SPEECH_RATE_HZ)], text
         )
         scores.append(score)
-        fits = score >= config.min_alignment
+        fits, unknown = score >= config.min_alignment, math.isnan(score)
         words += [
             Word(word.text, word.start_s + offset, word.end_s + offset, word.confidence)
             for word in found
             if fits
-        ] or [Word(text, start_s, end_s)]  # a cue that cannot be aligned is one block
+        ] or [Word(text, start_s, end_s, fits=unknown)]  # one block; of another language it is not judged
     return Heard(tuple(words), tuple(speech), "subtitles", alignment=float(np.median(scores)))
 
 

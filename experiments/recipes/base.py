@@ -22,7 +22,7 @@ from pretrain.codecs.fit import CodecConfig
 from pretrain.data.corpus.build import CorpusConfig
 from pretrain.data.curate import CurateConfig
 from pretrain.data.encoding.config import EncodeConfig
-from pretrain.generate import GenerateConfig
+from pretrain.generation.config import GenerateConfig
 from pretrain.recipe import PretrainConfig
 from rewards.catalog import check_names
 from rewards.guardrails import GuardrailLimits

@@ -11,7 +11,7 @@ from pretrain.data.stream.buckets import BucketConfig
 from pretrain.dropout import DropoutConfig
 from pretrain.flow.guidance import NO_GUIDANCE
 from pretrain.flow.path import LevelConfig
-from pretrain.generate import GenerateConfig
+from pretrain.generation.config import GenerateConfig
 from pretrain.objective import ObjectiveConfig
 from pretrain.recipe import CheckpointConfig, OptimizerConfig, ParallelConfig, PretrainConfig
 from pretrain.sampling import SamplerConfig

@@ -26,7 +26,8 @@ from pretrain.codecs.base import check_trained_on
 from pretrain.codecs.load import load_codecs
 from pretrain.config import to_json
 from pretrain.files import read_json, replacing, write_json
-from pretrain.generate import GenerateConfig, generate
+from pretrain.generate import generate
+from pretrain.generation.config import GenerateConfig
 from pretrain.jsonl import dump
 from pretrain.launch.stage_run import model_config
 from pretrain.model.checkpoint import WeightsName
@@ -167,7 +168,7 @@ def _clips(inputs: ClosingInputs, side: str, model: Path, weights: WeightsName) 
         log.info("%s: clips of the same checkpoint, prompts and settings, kept", folder)
         return folder
     _note(folder).unlink(missing_ok=True)
-    generate(config, model, inputs.codec, inputs.prompts, folder, inputs.limit)
+    generate(config, model, inputs.codec, inputs.prompts, folder, inputs.limit, aside=True)
     write_json(_note(folder), facts)
     return folder
 

@@ -13,7 +13,7 @@ from experiments.report.run_results import RunResults, example_clips, results_of
 from finetune.align_run import AlignRun
 from finetune.prompts import read_prompt_set
 from pretrain.files import read_json
-from pretrain.generate import GenerateConfig
+from pretrain.generation.config import GenerateConfig
 from pretrain.jsonl import dump, scan
 from pretrain.launch.torchrun import RESOLVED
 from rewards.catalog import metrics_of

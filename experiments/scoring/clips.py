@@ -265,7 +265,9 @@ def index_clips(index: Path, prefix: Path = Path(), kind: str = "") -> Iterator[
         # references are stored relative to the working directory of the command
         references = [Path(reference) if reference else None for reference in row["reference_paths"]]
         meta = {**row["meta"], "kind": kind} if kind else row["meta"]
-        name, video = (prefix / row["data_id"]).as_posix(), index.parent / row["video"]
+        # of a clip without a picture, the sound
+        media = row["video"] or row.get("audio", "")
+        name, video = (prefix / row["data_id"]).as_posix(), index.parent / media
         yield clip_file(name, video, row["prompt"], meta, references, image=row.get("image_path"))
 
 

@@ -164,7 +164,8 @@ def _names(job: StageJob) -> list[str]:
 def _rows(job: StageJob, model: Path, folder: Path) -> Sequence[ScoredRow]:
     """Rows of the held-out clips of this model."""
     layout, score, clips = job.layout, job.recipe.score, folder / ALIGN_SET
-    generate(job.recipe.generate, model, layout.codec, layout.prompts / f"{ALIGN_SET}.jsonl", clips, None)
+    prompts = layout.prompts / f"{ALIGN_SET}.jsonl"
+    generate(job.recipe.generate, model, layout.codec, prompts, clips, aside=True)
     samples = generated_samples(clips, "speech", source="aligned")
     names = _names(job)
     options = reward_options(names, layout.corpus, layout.syncnet, score.vocabulary, score.num_processes)

@@ -80,9 +80,7 @@ def loss(policy: Policy, batch: RolloutsWithAdvantage, config: GrpoConfig, key: 
     """
     rollout, given = usable(batch), batch.advantage
     steps = _trajectory(rollout)
-    if not config.routed and not (
-        given.has_video and given.has_audio and torch.equal(given.video, given.audio)
-    ):
+    if not config.routed and not given.one_for_both:
         raise ValueError(
             "grpo: a joint ratio needs one advantage for both modalities; set grpo.routed, or do not route "
             "the rewards"

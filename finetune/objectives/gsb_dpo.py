@@ -27,7 +27,7 @@ from finetune.objectives.base import Objective, Phase, PreferenceFiles
 from finetune.types import FIRST, NO_LABEL, SECOND, TIE, Key, ObjectiveLoss, Policy, PreferencePairs
 from pretrain.codecs.base import Codecs
 from pretrain.flow.path import velocity_target
-from pretrain.types import Conditioning, Stream
+from pretrain.types import Stream, sent
 
 # the margins whose sum an axis is about
 MODALITIES: Mapping[str, tuple[str, ...]] = {
@@ -143,12 +143,15 @@ def outcome_log_probs(margin: Tensor, rate: float) -> LogProbs:
 
 
 def preference_loss(margin: Tensor, labels: Tensor, rate: float) -> Tensor:
-    """[B]: negative log-probability of each label, 0 without one. Raises ValueError for a tie at rate 0."""
+    """[B]: negative log-probability of each label, 0 without one; labels belong on the host.
+
+    Raises ValueError for a tie at rate 0.
+    """
     if rate == 0 and bool((labels == TIE).any()):
         raise ValueError(
             "a tie has no probability at tie rate 0; set tie_rates from the votes, or ties to drop"
         )
-    probs = outcome_log_probs(margin, rate)
+    probs, labels = outcome_log_probs(margin, rate), sent(labels, margin.device)
     chosen = torch.where(labels == FIRST, probs.first, torch.where(labels == SECOND, probs.second, probs.tie))
     # where, not a product with a mask: at rate 0 the tie's -inf times 0 would be NaN
     return torch.where(labels == NO_LABEL, 0.0, -chosen)
@@ -171,7 +174,7 @@ def loss(policy: Policy, batch: PreferencePairs, config: GsbDpoConfig, key: Key)
     drawn = draw(batch.first, config.levels, key)
     first_streams, second_streams = noised(batch.first, drawn), noised(batch.second, drawn)
     streams = _stacked(first_streams[0], second_streams[0]), _stacked(first_streams[1], second_streams[1])
-    conditioning = _conditioning(batch.first.conditioning, batch.second.conditioning)
+    conditioning = batch.first.conditioning.beside(batch.second.conditioning)
     with torch.no_grad():
         reference = velocities(policy, "reference", streams, conditioning)
     now = velocities(policy, "default", streams, conditioning)
@@ -198,13 +201,14 @@ def _summed(
     batch: PreferencePairs, config: GsbDpoConfig, margins: Mapping[str, Tensor], away: Tensor
 ) -> ObjectiveLoss:
     rates = config.tie_rates if config.ties == "model" else TieRates()
-    used = _used(batch, config)
+    used = sent(_used(batch, config), away.device)
     per_pair = torch.where(used, config.reference_weight * away, 0.0)
     metrics = {"from_reference": metric(away, used)}
     for axis, labels in _labels(batch, config).items():
         found = torch.stack([margins[name] for name in MODALITIES[axis]]).sum(0)
         rate = getattr(rates, axis)
         terms = preference_loss(found, labels, rate)
+        labels = sent(labels, found.device)
         per_pair = per_pair + getattr(config.weights, axis) * terms
         decided = (labels == FIRST) | (labels == SECOND)
         metrics[f"loss_{axis}"] = metric(terms, labels != NO_LABEL)
@@ -235,12 +239,6 @@ def _stacked(first: Stream, second: Stream) -> Stream:
         torch.cat([getattr(first, name), getattr(second, name)]) for name in ("latents", "lengths", "sigma")
     )
     return Stream(latents, lengths, sigma, first.rate_hz, first.video_rate_hz)
-
-
-def _conditioning(first: Conditioning, second: Conditioning) -> Conditioning:
-    return Conditioning(
-        *(torch.cat([getattr(first, name), getattr(second, name)]) for name in first.__dataclass_fields__)
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

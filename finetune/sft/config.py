@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from finetune.lora import LoraConfig
@@ -115,7 +115,8 @@ class FinetuneConfig:
             raise ValueError(
                 f"finetune.clips and clips_every must not be negative, got {self.clips}, {self.clips_every}"
             )
-        self.as_pretraining("mini", {})  # its checks
+        # its checks; whether heads split over a context group is seen when the model is known
+        self._pretraining("mini", {}, replace(self.parallel, context=min(self.parallel.context, 1)))
 
     @property
     def trains_audio(self) -> bool:
@@ -125,7 +126,15 @@ class FinetuneConfig:
         return any(TASKS[task].audio for task in tasks) and self.objective.audio_weight > 0 and rate > 0
 
     def as_pretraining(self, flavor_name: str, base_sets: Mapping[str, float]) -> PretrainConfig:
-        """The stage that the trainer runs. base_sets: weights of the base's sets among themselves."""
+        """The stage that the trainer runs. base_sets: weights of the base's sets among themselves.
+
+        Raises ValueError where the flavor's heads do not split over `parallel.context` ranks.
+        """
+        return self._pretraining(flavor_name, base_sets, self.parallel)
+
+    def _pretraining(
+        self, flavor_name: str, base_sets: Mapping[str, float], parallel: ParallelConfig
+    ) -> PretrainConfig:
         flavor(flavor_name)
         share = self.base_share if base_sets else 0.0
         whole = sum(base_sets.values())
@@ -137,7 +146,10 @@ class FinetuneConfig:
             **{name: getattr(self, name) for name in _STAGE},
         )
         return PretrainConfig(
-            flavor=flavor_name, stages={STAGE: stage}, **{name: getattr(self, name) for name in _COMMON}
+            flavor=flavor_name,
+            stages={STAGE: stage},
+            parallel=parallel,
+            **{name: getattr(self, name) for name in _COMMON},
         )
 
 
@@ -162,7 +174,6 @@ _COMMON = (
     "objective",
     "checkpoint",
     "policy",
-    "parallel",
     "log_every",
     "validate_every",
     "validation_samples",

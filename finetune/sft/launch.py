@@ -10,18 +10,29 @@ from typing import Any
 from finetune.sft.finetune_run import FinetuneRun
 from finetune.sft.heard import ROW
 from pretrain.files import locked
-from pretrain.launch.launch import StageResult, train_run
+from pretrain.launch.launch import StageResult, join_stage, train_run
+from pretrain.launch.nodes import Nodes
+from pretrain.launch.torchrun import ALONE
 from pretrain.progress import describe_step
 
 RANK = "finetune.sft.run"
 
 
-def finetune_model(run: FinetuneRun, nproc: int = 1, port: int = 0, restart: bool = False) -> StageResult:
+def finetune_model(
+    run: FinetuneRun, nproc: int = 1, port: int = 0, restart: bool = False, nodes: Nodes = ALONE
+) -> StageResult:
     """Fine-tune into run.out, going on from the newest checkpoint there; arguments as of `train_run`.
 
     Writes adapter/ (PEFT; not of all weights), model/ (merged), metrics.jsonl, state.json and samples/step-N.
     """
-    return train_run(run, nproc=nproc, port=port, restart=restart, module=RANK, describe=describe)
+    return train_run(
+        run, nproc=nproc, port=port, restart=restart, nodes=nodes, module=RANK, describe=describe
+    )
+
+
+def join_finetuning(out: Path, nproc: int, nodes: Nodes, steps: int) -> StageResult:
+    """Run this node's ranks of the fine-tuning that node 0 makes into `out`, a folder that both see."""
+    return join_stage(out, nproc, nodes, steps, RANK)
 
 
 def describe(row: Mapping[str, Any]) -> str:

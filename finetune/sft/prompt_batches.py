@@ -19,8 +19,9 @@ from pretrain.data.stream.sample import Sample
 from pretrain.files import save_tensors, write_json
 from pretrain.first_frames import check_first_frames, encode_first_frames, read_first_frames
 from pretrain.flow.solvers import Latents
-from pretrain.generate import GenerateConfig, conditioning_of, noise_of, reference_voices
-from pretrain.prompt import check_files, read_prompts
+from pretrain.generation.conditions import conditioning_of, noise_of, reference_voices
+from pretrain.generation.config import GenerateConfig
+from pretrain.prompt import check_files, check_plain, read_prompts
 from pretrain.randomness import generator_for
 from pretrain.types import VIDEO_FRAMES_PER_LATENT, Conditioning, Task
 
@@ -58,6 +59,7 @@ def of_prompts(path: Path, config: GenerateConfig, codecs: Codecs) -> list[Fixed
     """The prompts of a file, batched by kind. Raises ValueError or FileNotFoundError in one line."""
     rows = read_prompts(path)
     check_files(rows)
+    check_plain(rows, "fine-tuning")
     check_first_frames(rows, config)
     images, voices = read_first_frames(rows), reference_voices(rows, path, codecs)
     cpu = dataclasses.replace(config, device="cpu")

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 import torch.distributed as dist
 from torch import nn
 
@@ -19,14 +20,16 @@ from finetune.sft.samples import SampleClips
 from pretrain.data.stream.sample_set import SampleSet
 from pretrain.launch.stage_run import StageRun, model_config
 from pretrain.model.args import ModelArgs
-from pretrain.model.checkpoint import load_into, open_weights
-from pretrain.model.flavors import build_model
+from pretrain.model.checkpoint import open_weights
+from pretrain.model.flavors import build_model, flavor
+from pretrain.model.quantised import load_base
 from pretrain.model.shell import AVTransformer
 from pretrain.schedule import task_of_step
 from pretrain.titan.ema import Ema
 from pretrain.titan.parallelize import reshard
 from pretrain.titan.train_spec import TrainSpec, build_scaled_optimizers, train_spec
 from pretrain.titan.trainer import MetricsSink, PretrainTrainer
+from pretrain.titan.weights import seen_by
 from pretrain.titan.window import StepResult
 
 ADAPTER = "adapter"
@@ -55,9 +58,13 @@ class FinetuneTrainer(PretrainTrainer):
         config, start = self.tuning.finetune, self.run.init_from
         if config.full or start is None:
             return super().first_average()
-        base = base_parameters(self.model)
-        shapes = {name: value.shape for name, value in base.items()}
-        load_into(base, open_weights(start, self.tuning.weights, shapes))
+        with torch.device("meta"):
+            shapes = {
+                key: value.shape
+                for key, value in build_model(flavor(self.run.config.flavor)).state_dict().items()
+            }
+        weights = open_weights(start, self.tuning.weights, shapes)
+        load_base(base_parameters(self.model), weights, config.lora.quantisation)
         reset(self.model, config.lora)
         return Ema(self.model, config.ema_decay, only_trained=True)
 
@@ -100,6 +107,7 @@ class FinetuneTrainer(PretrainTrainer):
         identity = self.run.identity()
         facts: dict[str, Any] = {name: identity[name] for name in ("stage", "recipe_hash", "latents")}
         facts |= {"step": self.step, **self.sound.row()}
+        seen = seen_by(self.run)
         adapter = Adapter(
             flavor=self.run.config.flavor,
             base_id=str(model_config(start)["checkpoint_id"]),
@@ -108,7 +116,9 @@ class FinetuneTrainer(PretrainTrainer):
             facts=facts,
         )
         save_adapter(self.run.out / ADAPTER, tensors, adapter)
-        return merge_adapter(start, self.run.out / ADAPTER, self.run.out / "model", facts)
+        return merge_adapter(
+            start, self.run.out / ADAPTER, self.run.out / "model", {**facts, "trained_on": seen}
+        )
 
 
 def _adapted(run: FinetuneRun, args: ModelArgs) -> nn.Module:

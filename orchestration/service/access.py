@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from orchestration.private_files import write_private
 
-SCOPES = ("score", "metrics", "admin")  # admin has all
+SCOPES = ("score", "generate", "metrics", "admin")  # admin has all
 DEFAULT = "default"
 MAX_TOKENS, MAX_FILE_BYTES = 1000, 1 << 20
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,31}")
@@ -54,7 +54,8 @@ class AccessToken:
                 raise ValueError(f"{self.name}.{field}: expected 0 (no limit) to 10^9, got {str(value)[:40]}")
 
     def may(self, scope: str) -> bool:
-        return scope in self.scopes or "admin" in self.scopes
+        """`scope` "" is every token's."""
+        return not scope or scope in self.scopes or "admin" in self.scopes
 
 
 def digest_of(token: str | bytes) -> bytes:

@@ -45,7 +45,7 @@ RATE_RANGE_HZ = (4_000, 384_000)
 class DecodeJob:
     """Real paths of a request's files; errors call them by their fields."""
 
-    clip: str
+    clip: str | None = None  # none where only other files are decoded
     audio: str | None = None
     references: Sequence[str | None] = ()
     first_frame: str | None = None
@@ -66,7 +66,8 @@ def decode_job(job: DecodeJob, limits: Limits, roots: Sequence[Path]) -> Decoded
     """Decodes the request's files. Raises Refusal: 413 too large, 415 kind, 422 corrupt, 403 path."""
     budget = _Budget(limits)
     decoded = Decoded()
-    _clip(job, roots, budget, decoded)
+    if job.clip is not None:
+        _clip(job.clip, job, roots, budget, decoded)
     for index, reference in enumerate(job.references):
         if reference is not None:
             where = f"references[{index}]"
@@ -85,8 +86,8 @@ def decode_job(job: DecodeJob, limits: Limits, roots: Sequence[Path]) -> Decoded
     return decoded
 
 
-def _clip(job: DecodeJob, roots: Sequence[Path], budget: _Budget, decoded: Decoded) -> None:
-    with _opened(job.clip, roots, "clip", budget.limits) as file:
+def _clip(clip: str, job: DecodeJob, roots: Sequence[Path], budget: _Budget, decoded: Decoded) -> None:
+    with _opened(clip, roots, "clip", budget.limits) as file:
         if (kind := _kind(file, "clip")) == "sound":
             waveform, decoded.sample_rate_hz = _sound(file, "clip", budget)
             decoded.arrays["waveform"] = _flat(waveform)

@@ -6,10 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import logging
-import os
 import secrets
-import socket
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,17 +22,15 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
 from orchestration.futures import short_line
-from orchestration.ray_security import embedded_options, join_securely
 from orchestration.service.access import digest_of
 from orchestration.service.app import build_app
 from orchestration.service.front.config import FrontConfig
-from orchestration.service.front.process import fronted, listening
 from orchestration.service.holder import RayHolder
+from orchestration.service.hosting import LOCAL, WhichRay, hosted
 from orchestration.service.limits import MIB, Limits
 from orchestration.service.schema import ServedReward
 from orchestration.service.scoring import Died, RewardFailed, SharedClip, score_apart
 from pretrain.progress import track
-from rewards import plugins
 from rewards.catalog import CATALOG
 from rewards.rubric import Rubric
 from rewards.traits import lower_is_better, modality
@@ -43,10 +38,8 @@ from rewards.types import Clip, Score
 
 APP = "nava_rewards"
 HEALTH_SECONDS = 3.0
-LOCAL, LOOPBACK = "local", "127.0.0.1"
-LARGE_BYTES = (
-    4 * MIB
-)  # of a decoded clip: it is not copied from process to process, and not scored in a batch
+# of a decoded clip: it is not copied from process to process, and not scored in a batch
+LARGE_BYTES = 4 * MIB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,87 +198,22 @@ def running(
     line: the port is taken, no Ray there or one without a token, a reward that cannot be loaded.
     """
     backend_token = secrets.token_urlsafe(32)
-    with listening(host, port) as listener, _free_port() as backend_port:
-        _connect(config, address, temporary)
-        try:
-            serve.start(
-                http_options={"host": LOOPBACK, "port": backend_port},
-                logging_config=LoggingConfig(enable_access_log=False),
-            )
-            behind = dataclasses.replace(config, token_digest=digest_of(backend_token))
-            serve.run(application(behind), name=APP, route_prefix="/")
-            _load(config)
-            _check_reachable(backend_port, address)
-            with fronted(listener, _front(config, backend_port, backend_token)):
-                yield
-        except (RayError, RayServeException, RuntimeError) as error:
-            raise OSError(f"the service did not start ({short_line(error)}); see Ray's logs") from error
-        finally:
-            # the application may not exist
-            with contextlib.suppress(RayError, RayServeException, RuntimeError):
-                serve.delete(APP)  # and nothing else that a cluster serves
-            ray.shutdown()
+    behind = dataclasses.replace(config, token_digest=digest_of(backend_token))
+    which = WhichRay(address=address, insecure=config.insecure_ray, temporary=temporary)
+    front = _front(config, backend_token)
+    with hosted(APP, lambda: application(behind), front, host, port, which, lambda _: _load(config)):
+        yield
 
 
-def _front(config: ServiceConfig, backend_port: int, backend_token: str) -> FrontConfig:
+def _front(config: ServiceConfig, backend_token: str) -> FrontConfig:
     return FrontConfig(
-        backend_port=backend_port,
+        backend_port=0,
         backend_token=backend_token,
         default_digest=config.token_digest.hex(),
         tokens=str(config.tokens.resolve()) if config.tokens else "",
         audit=str(config.audit.resolve()) if config.audit else "",
         limits=config.limits,
     )
-
-
-@contextmanager
-def _free_port() -> Iterator[int]:
-    """A port of the loopback that nobody else can take.
-
-    Ray binds with SO_REUSEPORT, so two services on one port would share its requests.
-    """
-    with socket.socket() as guard:
-        guard.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        guard.bind((LOOPBACK, 0))  # and never listens
-        yield guard.getsockname()[1]
-
-
-def _check_reachable(port: int, address: str) -> None:
-    """Raises OSError where Ray Serve's proxy is on another machine, or was started with another port."""
-    try:
-        socket.create_connection((LOOPBACK, port), timeout=5.0).close()
-    except OSError:
-        raise OSError(
-            f"--ray {address}: its Serve proxy does not listen on this machine's port {port}; run this on "
-            "the cluster's head, where no other Serve is running"
-        ) from None
-
-
-def _connect(config: ServiceConfig, address: str, temporary: str | None) -> None:
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # 5 s are short on a busy machine
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if ray.is_initialized():
-        raise ValueError("this process is connected to a Ray already; leave it first (ray.shutdown)")
-    if address == LOCAL:
-        os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves a service on a busy machine
-        quiet |= {
-            "num_cpus": os.cpu_count(),
-            "include_dashboard": False,
-            "object_store_memory": 512 * MIB,
-            **embedded_options(config.insecure_ray, temporary),
-        }
-    else:
-        join_securely(address, config.insecure_ray)
-    try:
-        inherited = {} if address == LOCAL else {"runtime_env": {"env_vars": plugins.inherited()}}
-        ray.init(address=address, **inherited, **quiet)
-    except Exception as error:  # a node that does not start in time is a plain Exception
-        raise OSError(
-            f"--ray {address}: cannot be reached ({short_line(error)}); start it (`ray start --head`) or "
-            "leave it out"
-        ) from None
 
 
 def _load(config: ServiceConfig) -> None:

@@ -10,9 +10,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from orchestration.service.access import digest_of
-from orchestration.service.gate_paths import HEALTH, PATHS, SCORE
-from orchestration.service.limits import Limits, Refusal
-from orchestration.service.metrics import ServiceMetrics
+from orchestration.service.gate_paths import HEALTH, is_work, route_of
+from orchestration.service.limits import ErrorStyle, Limits, Refusal
+from orchestration.service.metrics import RequestMetrics
 
 AsgiMessage = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[AsgiMessage]]
@@ -25,8 +25,16 @@ INTERNAL = Refusal(500, "internal error; it is in the service's log", "service")
 class RequestGate:
     """ASGI middleware: refuses with 401 and 503, turns errors into one line, counts requests."""
 
-    def __init__(self, app: App, token_digest: bytes, limits: Limits, metrics: ServiceMetrics) -> None:
+    def __init__(
+        self,
+        app: App,
+        token_digest: bytes,
+        limits: Limits,
+        metrics: RequestMetrics,
+        errors: ErrorStyle = "reason",
+    ) -> None:
         self.app, self.token_digest, self.limits, self.metrics = app, token_digest, limits, metrics
+        self.errors: ErrorStyle = errors
         self.running = 0
 
     async def __call__(self, scope: AsgiMessage, receive: Receive, send: Send) -> None:
@@ -34,7 +42,8 @@ class RequestGate:
             return await self.app(scope, receive, send)
         if scope["type"] != "http":  # a websocket
             return await send({"type": "websocket.close", "code": 1008})
-        answer, started = _Answer(send), time.monotonic()
+        answer, started = _Answer(send, self.errors), time.monotonic()
+        route = route_of(scope["path"])
         try:
             self._check(scope)
             await self._pass_on(scope, receive, answer)
@@ -44,20 +53,19 @@ class RequestGate:
             answer.status = answer.status or 499
             raise
         except Exception:
-            LOG.exception("%s", scope["path"] if scope["path"] in PATHS else "another path")
+            LOG.exception("%s", route or "another path")
             await answer.refuse(INTERNAL)
         finally:
-            path = scope["path"] if scope["path"] in PATHS else "other"
-            self.metrics.requests.labels(path, str(answer.status or 499)).inc()
-            if path == SCORE:
-                self.metrics.seconds.observe(time.monotonic() - started)
+            self.metrics.answered(
+                scope["method"], route or "other", answer.status or 499, time.monotonic() - started
+            )
 
     def _check(self, scope: AsgiMessage) -> None:
         if scope["path"] != HEALTH and not hmac.compare_digest(_presented(scope), self.token_digest):
             raise Refusal(401, "token: missing or wrong; send Authorization: Bearer TOKEN")
 
     async def _pass_on(self, scope: AsgiMessage, receive: Receive, answer: _Answer) -> None:
-        if scope["path"] != SCORE:
+        if not is_work(scope["method"], route_of(scope["path"])):
             return await self.app(scope, receive, answer)
         if self.running >= self.limits.requests:
             raise Refusal(
@@ -78,8 +86,8 @@ class RequestGate:
 class _Answer:
     """`send`, knowing whether an answer has begun."""
 
-    def __init__(self, send: Send) -> None:
-        self.send, self.status = send, 0
+    def __init__(self, send: Send, errors: ErrorStyle) -> None:
+        self.send, self.errors, self.status = send, errors, 0
 
     async def __call__(self, message: AsgiMessage) -> None:
         if message["type"] == "http.response.start":
@@ -89,7 +97,7 @@ class _Answer:
     async def refuse(self, refusal: Refusal) -> None:
         if self.status:
             return
-        content = refusal.content()
+        content = refusal.content(self.errors)
         headers = {
             "content-type": "application/json",
             "content-length": str(len(content)),

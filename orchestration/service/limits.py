@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass
 from typing import Literal
 
 Fault = Literal["request", "clip", "service"]
+ErrorStyle = Literal["reason", "openai"]  # of the JSON of a refusal: ours, or that of OpenAI's API
 MIB, GIB = 1 << 20, 1 << 30
+_KINDS = {  # status -> type and code of OpenAI's errors
+    401: ("authentication_error", "invalid_api_key"),
+    403: ("permission_error", "insufficient_scope"),
+    404: ("not_found_error", "not_found"),
+    408: ("invalid_request_error", "timeout"),
+    409: ("conflict_error", "conflict"),
+    410: ("not_found_error", "expired"),
+    413: ("invalid_request_error", "too_large"),
+    415: ("invalid_request_error", "unsupported_media_type"),
+    429: ("rate_limit_error", "rate_limit_exceeded"),
+}
+_FIELD = re.compile(r"([a-z][a-z0-9_]*(\[\d+\]|\.[a-z0-9_]+)*): ")
 
 
 class Refusal(Exception):
@@ -17,18 +31,29 @@ class Refusal(Exception):
     `clip`: this clip cannot be scored; `request`: the request is invalid; `service`: try again.
     """
 
-    def __init__(self, status: int, reason: str, fault: Fault = "request", retry_after_s: int = 0) -> None:
+    def __init__(
+        self, status: int, reason: str, fault: Fault = "request", retry_after_s: int = 0, code: str = ""
+    ) -> None:
         super().__init__(reason)
-        self.status, self.reason, self.fault, self.retry_after_s = (
+        self.status, self.reason, self.fault, self.retry_after_s, self.code = (
             status,
             " ".join(reason.split()),
             fault,
             retry_after_s,
+            code,
         )
 
-    def content(self) -> bytes:
-        """The response's JSON."""
-        return json.dumps({"reason": self.reason, "fault": self.fault}).encode()
+    def content(self, style: ErrorStyle = "reason") -> bytes:
+        """The response's JSON: {"reason", "fault"}, or {"error": {"message", "type", "code", "param"}}."""
+        if style == "reason":
+            return json.dumps({"reason": self.reason, "fault": self.fault}).encode()
+        other = (
+            ("server_error", "unavailable") if self.status >= 500 else ("invalid_request_error", "invalid")
+        )
+        kind, code = _KINDS.get(self.status, other)
+        named = _FIELD.match(self.reason) if 400 <= self.status < 429 and self.status != 401 else None
+        error = {"message": self.reason, "type": kind, "code": self.code or code}
+        return json.dumps({"error": {**error, "param": named[1] if named else None}}).encode()
 
     def headers(self) -> dict[str, str]:
         return {

@@ -58,6 +58,10 @@ class TextEncoder(Protocol):
 
     def encode(self, prompts: Sequence[ParsedPrompt]) -> EncodedText: ...
 
+    def check(self, prompt: ParsedPrompt) -> None:
+        """Raises ValueError for a prompt that `encode` does not take, without encoding it."""
+        ...
+
 
 class SpeakerEncoder(Protocol):
     name: str  # of the network, as voice rewards name theirs: a conditioner must not be its own metric

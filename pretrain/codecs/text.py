@@ -59,13 +59,21 @@ class HashedTextEncoder:
             speaker_positions[row, : len(positions)] = torch.tensor(positions, dtype=torch.int64)
         return EncodedText(states, mask, speaker_positions)
 
-    def _encode_text(self, text: str) -> tuple[np.ndarray, tuple[int, ...]]:
-        """[S, D] states of a text with its timbre tokens, and the timbre tokens' indices."""
+    def check(self, prompt: ParsedPrompt) -> None:
+        """Raises ValueError for 0 or more than `max_tokens` pieces."""
+        self._pieces(with_timbre_tokens(prompt))
+
+    def _pieces(self, text: str) -> list[str]:
         pieces = split_pieces(text)
         if not pieces or len(pieces) > self.max_tokens:
             raise ValueError(
                 f"prompt of {len(pieces)} text tokens; give 1 to {self.max_tokens}: {text[:60]!r}"
             )
+        return pieces
+
+    def _encode_text(self, text: str) -> tuple[np.ndarray, tuple[int, ...]]:
+        """[S, D] states of a text with its timbre tokens, and the timbre tokens' indices."""
+        pieces = self._pieces(text)
         base = np.stack([piece_vector(piece, self.width) for piece in pieces])
         states = base.copy()
         states[1:] += _NEIGHBOUR * base[:-1]

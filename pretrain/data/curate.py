@@ -3,22 +3,36 @@
 f(S) = sum over all clips i of max over chosen j of quality_j * similarity_ij: facility location in which a
 clip of low quality stands for others only in part, so quality scales a clip's gain. It stays monotone and
 submodular, so submodlib's lazy greedy choice is within 1 - 1/e of the best one (Nemhauser, Wolsey and Fisher
-1978).
+1978). Sets whose kernel is too large for memory are curated in parts (`curation/parts.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pretrain.data.features import picture_features, similarities, sound_features
+from pretrain.data.curation.greedy import choose, facility_location
+from pretrain.data.curation.looks import (
+    ClipLook,
+    EmbeddedFeatures,
+    Looked,
+    MakeEmbedder,
+    looked_at,
+    looked_at_in_blocks,
+)
+from pretrain.data.curation.parts import PartLimits, choose_in_parts
+from pretrain.data.curation.report import kind_of, report, report_of_parts
+from pretrain.data.curation.worth import embed
+from pretrain.data.features import similarities
 from pretrain.data.manifest import (
     MAX_BAD_FRACTION,
     ManifestRow,
@@ -26,13 +40,12 @@ from pretrain.data.manifest import (
     read_manifest,
     write_manifest,
 )
-from pretrain.files import write_json
-from pretrain.jsonl import FieldError
-from pretrain.media.read import read_media
-from pretrain.progress import track
+from pretrain.files import locked, write_json
 
-RANDOM_SUBSETS = 20
-NUM_READERS = 2
+__all__ = ["CurateConfig", "choose", "curate", "facility_location", "quality_of"]
+
+PAIRED, CURATED, REPORT = "paired.jsonl", "curated.jsonl", "report.json"
+VECTORS = "vectors.npy"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,54 +55,98 @@ class CurateConfig:
     budget: int = 400
     quality_weight: float = 0.6  # 0 = quality does not matter, 1 = a clip of quality 0 is worth nothing
     max_bad_fraction: float = MAX_BAD_FRACTION
-    seed: int = 0  # of the random subsets that the report compares with
+    seed: int = 0  # of the parts, and of the random subsets that the report compares with
+    # more clips are curated in parts of about so many: 150 MB of each process, 700 MB for all at once
+    dense_clips: int = 4000
+    kernel_mb: int = 800  # of the second round
+    embedding: str = (
+        ""  # package.module:Class of what places clips (docs/curation.md); "" = embedded features
+    )
+    embedding_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.budget < 1:
             raise ValueError(f"budget: at least 1 clip, got {self.budget}")
         if not 0 <= self.quality_weight <= 1:
             raise ValueError(f"quality_weight: expected a number in [0, 1], got {self.quality_weight}")
+        if self.dense_clips < 10 or self.kernel_mb < 1:
+            raise ValueError(
+                f"dense_clips: at least 10, kernel_mb: at least 1, got {self.dense_clips} and "
+                f"{self.kernel_mb}"
+            )
+
+    @property
+    def parts(self) -> PartLimits:
+        return PartLimits(clips=self.dense_clips, cells=self.kernel_mb * 2**20 // 8)
 
 
-def curate(config: CurateConfig, corpus: Path | str, out: Path | str) -> dict[str, Any]:
-    """Reads `corpus`/paired.jsonl, writes `out`/curated.jsonl in manifest order; returns report.json.
+def curate(
+    config: CurateConfig,
+    corpus: Path | str,
+    out: Path | str,
+    manifest: str = PAIRED,
+    work: Path | None = None,
+    model: tuple[str, MakeEmbedder] | None = None,
+    nproc: int = 0,
+) -> dict[str, Any]:
+    """Reads `corpus`/`manifest`, writes `out`/curated.jsonl in manifest order; returns report.json.
 
     A budget of all clips or more keeps all. A clip that cannot be read is rejected with its reason and
-    counted; too many raise ValueError.
+    counted; too many raise ValueError. More than `dense_clips`, or a `model` (name and maker of what places
+    clips instead of the embedded features), are looked at by `nproc` processes (0: one for each processor),
+    with features kept in `work` (default: beside `out`); their number changes nothing.
     """
-    manifest, out = Path(corpus) / "paired.jsonl", Path(out)
-    rows, rejected = read_manifest(manifest, config.max_bad_fraction)
-    rows, groups, unread = _features(rows)
-    rejected = [*rejected, *unread]
-    check_rejected(manifest, rejected, len(rows) + len(rejected), config.max_bad_fraction)
+    path, out = Path(corpus) / manifest, Path(out)
+    rows, rejected = read_manifest(path, config.max_bad_fraction)
+    folder = work or out.with_name(f".{out.name}.work")
+    with work_folder(folder):
+        looked = _looked(config, rows, folder, model, nproc or os.cpu_count() or 1)
+        rejected = [*rejected, *looked.rejected]
+        check_rejected(path, rejected, len(looked.rows) + len(rejected), config.max_bad_fraction)
+        found, chosen = choose_rows(config, looked, folder, nproc)
+    found["rejected"] = [error.at(path) for error in rejected]
+    picked = [_moved(looked.rows[index], path.parent, out) for index in chosen]
+    write_manifest(out / CURATED, picked)
+    write_json(out / REPORT, found)
+    return found
+
+
+def choose_rows(
+    config: CurateConfig, looked: Looked, folder: Path, nproc: int = 0
+) -> tuple[dict[str, Any], list[int]]:
+    """(report, sorted places of the chosen rows); vectors of a large set go to `folder`."""
+    rows = looked.rows
+    kinds = sorted({kind_of(row) for row in rows})
+    one_hot = np.array([[kind_of(row) == kind for kind in kinds] for row in rows], np.float32)
+    groups = [*looked.groups, one_hot]
     quality = np.array([quality_of(row.quality) for row in rows])
-    worth = similarities(groups) * (1.0 - config.quality_weight * (1.0 - quality))[None]
-    chosen = choose(worth, config.budget)
-    report = _report(config, rows, quality, worth, chosen)
-    report["rejected"] = [error.at(manifest) for error in rejected]
-    write_manifest(out / "curated.jsonl", [_moved(rows[index], Path(corpus), out) for index in chosen])
-    write_json(out / "report.json", report)
-    return report
+    weights = 1.0 - config.quality_weight * (1.0 - quality)
+    if len(rows) > config.dense_clips:
+        worth = embed(groups, weights, folder / VECTORS, config.seed)
+        choice = choose_in_parts(worth, config.budget, config.seed, nproc, config.parts)
+        return report_of_parts(rows, quality, worth, choice, config.seed), choice.indices
+    kernel = similarities(groups) * weights[None]
+    chosen = choose(kernel, config.budget)
+
+    def value(subset: Sequence[int]) -> float:
+        return facility_location(kernel, subset)
+
+    return report(rows, quality, value, value(range(len(rows))), chosen, config.seed), chosen
 
 
-def choose(worth: np.ndarray, budget: int) -> list[int]:
-    """Sorted indices of the selected columns of `worth` [clips represented, candidates]; all if they fit."""
-    from submodlib import FacilityLocationFunction  # slow to import
-
-    count = worth.shape[1]
-    if budget >= count:
-        return list(range(count))
-    kernel = np.ascontiguousarray(worth, dtype=np.float32)
-    function = FacilityLocationFunction(
-        n=count, mode="dense", separate_rep=True, n_rep=len(kernel), sijs=kernel
-    )
-    greedy = function.maximize(budget=budget, optimizer="LazyGreedy", verbose=False, show_progress=False)
-    return sorted(int(index) for index, _ in greedy)
-
-
-def facility_location(worth: np.ndarray, chosen: Sequence[int]) -> float:
-    """f(S): how much of everything the chosen clips stand for."""
-    return float(worth[:, list(chosen)].max(axis=1).sum())
+@contextmanager
+def work_folder(folder: Path) -> Iterator[None]:
+    """Features of large sets stay in `folder` for the next time, mapped files go; nothing is left of a small
+    set. Raises ValueError where another process works there."""
+    otherwise = f"{folder}: another `nava curate` works there; wait for it or give another place"
+    with locked(folder / "lock", otherwise):
+        try:
+            yield
+        finally:
+            for path in (*folder.glob("group*.npy"), folder / VECTORS):
+                path.unlink(missing_ok=True)
+    if not any(folder.glob("*.npz")):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def quality_of(labels: Mapping[str, Any]) -> float:
@@ -99,37 +156,18 @@ def quality_of(labels: Mapping[str, Any]) -> float:
     return score / 2 if labels.get("clipped") else score
 
 
-def _features(rows: list[ManifestRow]) -> tuple[list[ManifestRow], list[np.ndarray], list[FieldError]]:
-    """Readable rows, their feature groups (picture, motion and sound, kind), and errors of the other rows."""
-    good: list[ManifestRow] = []
-    pictures, sounds, rejected = [], [], []
-    with ThreadPoolExecutor(NUM_READERS) as pool:
-        for row, looked in track(zip(rows, pool.map(_look, rows), strict=True), len(rows), "clips looked at"):
-            if isinstance(looked, FieldError):
-                rejected.append(looked)
-                continue
-            good.append(row)
-            pictures.append(looked[0])
-            sounds.append(looked[1])
-    kinds = sorted({_kind(row) for row in good})
-    one_hot = np.array([[_kind(row) == kind for kind in kinds] for row in good], np.float32)
-    return good, [np.array(pictures), np.array(sounds), one_hot] if good else [], rejected
-
-
-def _look(row: ManifestRow) -> tuple[np.ndarray, np.ndarray] | FieldError:
-    """A clip's picture and sound features, or why it cannot be read."""
-    try:
-        media = read_media(row.data_path)
-    except ValueError as error:
-        return FieldError(row.line, "video_info[0].data_path", str(error))
-    if media.frames is None or media.waveform is None:
-        raise TypeError(f"{row.data_path}: read_media returned no frames or no sound")
-    return picture_features(media.frames), sound_features(media.waveform)
-
-
-def _kind(row: ManifestRow) -> str:
-    """The kind that our corpus notes; for other people's rows the number of speech spans."""
-    return str(row.meta["kind"]) if "kind" in row.meta else f"{len(row.speech_start_s)} spans"
+def _looked(
+    config: CurateConfig,
+    rows: list[ManifestRow],
+    folder: Path,
+    model: tuple[str, MakeEmbedder] | None,
+    nproc: int,
+) -> Looked:
+    if model is None and len(rows) <= config.dense_clips:
+        return looked_at(rows)
+    name, make = model or ("embedded", EmbeddedFeatures)
+    stamps = [ClipLook.stamp(row) for row in rows]
+    return looked_at_in_blocks(rows, rows, stamps, partial(ClipLook, make), name, folder, nproc)
 
 
 def _moved(row: ManifestRow, corpus: Path, out: Path) -> ManifestRow:
@@ -141,51 +179,3 @@ def _moved(row: ManifestRow, corpus: Path, out: Path) -> ManifestRow:
         for path in row.meta["reference_paths"]
     ]
     return dataclasses.replace(row, meta={**row.meta, "reference_paths": paths})
-
-
-def _report(
-    config: CurateConfig, rows: list[ManifestRow], quality: np.ndarray, worth: np.ndarray, chosen: list[int]
-) -> dict[str, Any]:
-    """Curated beside random subsets of the same size."""
-    rng = np.random.default_rng(config.seed)
-    random = [rng.choice(len(rows), len(chosen), replace=False).tolist() for _ in range(RANDOM_SUBSETS)]
-    described = [_describe(rows, quality, worth, subset) for subset in random]
-    means = {key: float(np.mean([item[key] for item in described])) for key in described[0] if key != "kinds"}
-    kinds = {
-        kind: float(np.mean([item["kinds"].get(kind, 0) for item in described]))
-        for kind in sorted({_kind(row) for row in rows})
-    }
-    return {
-        "rows": len(rows),
-        "chosen": len(chosen),
-        "facility_location_of_all": facility_location(worth, range(len(rows))),
-        "curated": _describe(rows, quality, worth, chosen),
-        "random": {
-            **means,
-            "facility_location_best": max(item["facility_location"] for item in described),
-            "kinds": kinds,
-        },
-    }
-
-
-def _describe(
-    rows: list[ManifestRow], quality: np.ndarray, worth: np.ndarray, subset: list[int]
-) -> dict[str, Any]:
-    spoken = {
-        pair
-        for i in subset
-        for pair in zip(_listed(rows[i], "words"), _listed(rows[i], "voices"), strict=False)
-    }
-    kinds = [_kind(rows[i]) for i in subset]
-    return {
-        "facility_location": facility_location(worth, subset),
-        "quality": float(quality[subset].mean()),
-        "words": len({word for word, _ in spoken}),
-        "voices": len({voice for _, voice in spoken}),
-        "word_voice_pairs": len(spoken),
-        "kinds": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
-    }
-
-
-def _listed(row: ManifestRow, key: str) -> list[str]:
-    return list(row.meta[key]) if key in row.meta else []

@@ -6,9 +6,7 @@ A scale has one meaning everywhere: how far to go beyond the fully conditioned v
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-
-import torch
+from dataclasses import dataclass, fields
 
 from pretrain.types import Conditioning, Velocity
 
@@ -30,25 +28,6 @@ class GuidanceScales:
 NO_GUIDANCE = GuidanceScales(**{item.name: 0.0 for item in fields(GuidanceScales)})
 
 
-def without_text(conditioning: Conditioning) -> Conditioning:
-    """Text and its timbre tokens dropped."""
-    return replace(
-        conditioning,
-        text_kept=torch.zeros_like(conditioning.text_kept),
-        speakers=torch.zeros_like(conditioning.speakers),
-    )
-
-
-def without_alignment(conditioning: Conditioning) -> Conditioning:
-    """Same context, the modalities kept apart."""
-    return replace(conditioning, modalities_joined=torch.zeros_like(conditioning.modalities_joined))
-
-
-def without_timbre(conditioning: Conditioning) -> Conditioning:
-    """Same text, null timbre tokens."""
-    return replace(conditioning, speakers=torch.zeros_like(conditioning.speakers))
-
-
 def guided_velocity(
     velocity_of: VelocityOf,
     conditioning: Conditioning,
@@ -65,11 +44,11 @@ def guided_velocity(
     modalities, timbre a reference.
     """
     full = velocity_of(conditioning)
-    has_voice = bool((conditioning.speakers != 0).any()) if voiced is None else voiced
+    has_voice = conditioning.voiced if voiced is None else voiced
     directions = (
-        (scales.text_video, scales.text_audio, negative or without_text(conditioning), True),
-        (scales.align_video, scales.align_audio, without_alignment(conditioning), joint),
-        (scales.timbre_video, scales.timbre_audio, without_timbre(conditioning), has_voice),
+        (scales.text_video, scales.text_audio, negative or conditioning.without_text, True),
+        (scales.align_video, scales.align_audio, conditioning.without_alignment, joint),
+        (scales.timbre_video, scales.timbre_audio, conditioning.without_timbre, has_voice),
     )
     video, audio = full.video, full.audio
     for scale_video, scale_audio, weakened, can_differ in directions:

@@ -26,6 +26,8 @@ from pretrain.progress import StageProgress
 from pretrain.recipe import PretrainConfig
 from pretrain.storage import move_aside
 
+PRETRAINING = "pretrain.titan.run"  # what each of its ranks runs
+
 
 @dataclass(frozen=True)
 class StageResult:
@@ -75,7 +77,7 @@ def train_run(
     port: int = 0,
     restart: bool = False,
     nodes: Nodes = ALONE,
-    module: str = "pretrain.titan.run",
+    module: str = PRETRAINING,
     describe: Callable[[Mapping[str, Any]], str] | None = None,
 ) -> StageResult:
     """Train a stage on `nproc` ranks of each node, going on from the newest checkpoint in its folder.
@@ -138,15 +140,16 @@ def set_states_aside(run: TrainingRun) -> None:
         move_aside(run.checkpoints, name=f"{run.label}-checkpoint")
 
 
-def join_stage(out: Path, nproc: int, nodes: Nodes, steps: int = 0) -> StageResult:
+def join_stage(out: Path, nproc: int, nodes: Nodes, steps: int = 0, module: str = PRETRAINING) -> StageResult:
     """Run `nproc` ranks of the stage that node 0 trains into `out`, a shared folder; returns the result.
 
-    A stage that has finished `steps` steps is returned at once. Raises the ranks' error where they failed.
+    A stage that has finished `steps` steps is returned at once. module: as of `train_run`. Raises the ranks'
+    error where they failed.
     """
     if (done := finished(out)) and done.step >= steps:
         return done
     out.mkdir(parents=True, exist_ok=True)
-    code = run_ranks("pretrain.titan.run", out.absolute(), nproc, 0, None, nodes)
+    code = run_ranks(module, out.absolute(), nproc, 0, None, nodes)
     return outcome(out, code, log_file(out, nodes))
 
 

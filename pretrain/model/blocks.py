@@ -55,7 +55,7 @@ def add_cross(x: Tensor, attention: Projections, norm: nn.LayerNorm, context: Co
 def add_ffn(x: Tensor, ffn: FeedForward, modulation: ModulationRows, eps: float) -> Tensor:
     """x + gate2 * ffn(modulated norm2(x))."""
     hidden = modulated_norm(x, modulation[3], modulation[4], eps)
-    return gated_add(x, ffn(hidden.to(next(ffn.parameters()).dtype)), modulation[5])
+    return gated_add(x, ffn(hidden.to(ffn[0].bias.dtype)), modulation[5])
 
 
 class AlignmentBlock(nn.Module):
@@ -114,7 +114,7 @@ class AlignmentBlock(nn.Module):
         self, x: Tensor, attention: Projections, modulation: ModulationRows, freqs_cis: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         hidden = modulated_norm(x, modulation[0], modulation[1], self.eps)
-        return attention.rotated_qkv(hidden.to(attention.q.weight.dtype), freqs_cis)
+        return attention.rotated_qkv(hidden.to(attention.norm_q.weight.dtype), freqs_cis)
 
 
 def split_streams(x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
@@ -161,12 +161,12 @@ class FusionBlock(nn.Module):
         """x [B, N, width] with complex freqs_cis [N, 1, head_dim // 2]; modulations of present streams."""
         sizes = (plan.num_video, plan.num_audio)
         rows = [modulation.unbind() for modulation in modulations]
-        hidden = normed_streams(x, rows, sizes, 0, self.eps).to(self.self_attn.q.weight.dtype)
+        hidden = normed_streams(x, rows, sizes, 0, self.eps).to(self.self_attn.norm_q.weight.dtype)
         q, k, v = (part.transpose(1, 2) for part in self.self_attn.rotated_qkv(hidden, freqs_cis))
         update = self.self_attn.o(plan.attend(q, k, v).transpose(1, 2).flatten(2))
         x = gated_streams(x, update, rows, sizes, 2)
         x = add_cross(x, self.cross_attn, self.norm3, context)
-        hidden = normed_streams(x, rows, sizes, 3, self.eps).to(next(self.ffn.parameters()).dtype)
+        hidden = normed_streams(x, rows, sizes, 3, self.eps).to(self.ffn[0].bias.dtype)
         return gated_streams(x, self.ffn(hidden), rows, sizes, 5)
 
 

@@ -64,7 +64,9 @@ class Tower(nn.Module):
         self, x: Tensor, modulation: Tensor, freqs_cis: Tensor, plan: AttentionPlan, context: Context
     ) -> Tensor:
         """Self-attention over this modality, then text."""
-        hidden = modulated_norm(x, modulation[0], modulation[1], self.eps).to(self.self_attn.q.weight.dtype)
+        hidden = modulated_norm(x, modulation[0], modulation[1], self.eps).to(
+            self.self_attn.norm_q.weight.dtype
+        )
         q, k, v = (part.transpose(1, 2) for part in self.self_attn.rotated_qkv(hidden, freqs_cis))
         x = gated_add(x, self.self_attn.o(plan.attend(q, k, v).transpose(1, 2).flatten(2)), modulation[2])
         return add_cross(x, self.cross_attn, self.norm3, context)

@@ -32,9 +32,13 @@ class TokenConv(nn.Conv1d):
     """Length-preserving convolution of [B, L, channels] as a matmul over windows: Conv1d is slow on CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        half = self.kernel_size[0] // 2
-        windows = F.pad(x, (0, 0, half, half)).unfold(1, self.kernel_size[0], 1)  # [B, L, channels, kernel]
-        return F.linear(windows.flatten(2), self.weight.flatten(1), self.bias)
+        return F.linear(token_windows(x, self.kernel_size[0]), self.weight.flatten(1), self.bias)
+
+
+def token_windows(x: Tensor, kernel: int) -> Tensor:
+    """[B, L, channels] -> [B, L, channels * kernel], zeros beyond the ends."""
+    half = kernel // 2
+    return F.pad(x, (0, 0, half, half)).unfold(1, kernel, 1).flatten(2)
 
 
 class GatedConvMLP(nn.Module):

@@ -20,15 +20,18 @@ from pretrain.model.plan_memory import (
     FRAGMENTATION,
     RUNTIME_BYTES,
     Checkpointing,
+    MomentsFormat,
+    PlannedWork,
     Setup,
     largest_local_batch,
     memory_parts,
-    sizes_of,
 )
+from pretrain.model.plan_sizes import Base, sizes_of
 from pretrain.types import PIXELS_PER_LATENT, num_audio_tokens, num_video_latents
 
 GIB = 2**30
-LIMITS_GB = (80, 141)  # H100, H200; decimal, as they are sold
+# RTX 4090, L40S, H100, H200; decimal, as they are sold
+LIMITS_GB = (24, 48, 80, 141)
 
 
 def plan_model(
@@ -39,28 +42,16 @@ def plan_model(
     width: int = 1280,
     fps: float = 24.0,
     context_tokens: int = 512,
-    *,
-    context: int = 1,
-    replicas: int = 1,
-    checkpointing: Checkpointing = "full",
-    local_batch: int = 1,
-    ema: bool = True,
+    **more: Any,
 ) -> dict[str, Any]:
     """Parameters, tokens and FLOPs of a clip, memory per GPU by part, largest micro-batches; JSON types.
 
-    context: GPUs that share a clip's tokens; replicas: groups that each hold all shards; local_batch: clips
-    of one micro-batch. Raises ValueError on an unknown flavor, sizes that do not split into tokens, or
-    degrees that do not divide.
+    more: the other fields of `plan_memory.Setup`. Raises ValueError on an unknown
+    flavor, sizes that do not split into tokens, or degrees that do not divide.
     """
     args = flavor(name)
-    setup = Setup(
-        gpus=gpus,
-        replicas=replicas,
-        context=context,
-        checkpointing=checkpointing,
-        local_batch=local_batch,
-        ema=ema,
-    )
+    setup = Setup(gpus=gpus, **more)
+    context = setup.context
     check_degree(args, context)
     cell = PIXELS_PER_LATENT * args.patch_size
     clip, sizes = clip_shape(args, frames, height, width, fps, context_tokens), sizes_of(args)
@@ -72,21 +63,57 @@ def plan_model(
         "params_by_part": dict(sizes.parts),
         "params_met_per_video_token": params_met_per_video_token(args),
         "tokens_per_clip": {"video": clip.video, "audio": clip.audio, "total": clip.video + clip.audio},
-        "flops_per_clip": _flops(args, clip, checkpointing),
+        "flops_per_clip": _flops(args, clip, setup.checkpointing),
         "training_flops_per_clip": training_flops(args, clip),
         "gpus": gpus,
         "setup": {
-            "replicas": replicas,
+            "replicas": setup.replicas,
             "context": context,
             "shards": setup.shards,
-            "checkpointing": checkpointing,
-            "local_batch": local_batch,
+            "checkpointing": setup.checkpointing,
+            "local_batch": setup.local_batch,
+            "work": setup.work,
+            "base": setup.base,
+            "rank": setup.rank,
+            "moments": setup.moments,
         },
         "memory_per_gpu_gib": {
             part: round(size / GIB, 3) for part, size in {**parts, "total": sum(parts.values())}.items()
         },
         "largest_local_batch": _largest(args, clip, setup),
+        "fits": what_fits(args, clip, setup),
     }
+
+
+def what_fits(args: ModelArgs, clip: ClipShape, setup: Setup) -> dict[str, dict[str, str]]:
+    """For each work and size of GPU, the lightest setting with which a clip fits, as flags; "" = none does.
+
+    Lightest first: what costs nothing but rounding, then what costs time.
+    """
+    bases: tuple[Base, ...] = ("bf16", "int8", "nf4")
+    modes: tuple[Checkpointing, ...] = ("none", "selective", "full")
+    frozen = [{"base": base, "checkpointing": mode} for mode in modes for base in bases]
+    moments: tuple[MomentsFormat, ...] = ("fp32", "8bit", "host")
+    trained = [{"moments": each, "checkpointing": mode} for mode in modes for each in moments]
+    ways: dict[PlannedWork, list[dict[str, Any]]] = {
+        "train": trained,
+        "lora": frozen,
+        "align": frozen,
+        "generate": [{"base": base} for base in bases],
+    }
+    found: dict[str, dict[str, str]] = {}
+    for work, tried in ways.items():
+        found[work] = {}
+        for size in LIMITS_GB:
+            fitting = (
+                way
+                for way in tried
+                if largest_local_batch(
+                    args, clip, replace(setup, work=work, **{"base": "fp32", **way}), size * 1e9
+                )
+            )
+            found[work][f"{size}_gb"] = " ".join(f"--{key} {each}" for key, each in next(fitting, {}).items())
+    return found
 
 
 def clip_shape(
@@ -103,20 +130,38 @@ def clip_shape(
     return ClipShape(video=video, audio=num_audio_tokens(frames, fps), context=context_tokens)
 
 
-def assumptions(checkpointing: Checkpointing, mfu: float, peak_tflops: float) -> list[str]:
+def assumptions(
+    checkpointing: Checkpointing,
+    mfu: float,
+    peak_tflops: float,
+    work: PlannedWork = "train",
+    base: Base = "fp32",
+    moments: MomentsFormat = "fp32",
+) -> list[str]:
     """What the numbers of a plan rest on, for the reader."""
     recompute = {
         "none": "nothing is recomputed",
         "selective": "blocks keep their input and self-attention, the rest is recomputed",
         "full": "blocks keep their input, all of them is recomputed",
     }
+    held = {"fp32": "fp32", "8bit": "8 bits with a scale for 256 values", "host": "the host's memory"}[
+        moments
+    ]
+    states = {
+        "train": f"parameters, gradients and the EMA are fp32, AdamW's two moments in {held}, sharded over "
+        "all GPUs of a replica",
+        "generate": f"every GPU holds the whole model, in {base}; passes of guidance follow one another",
+    }
+    adapted = (
+        f"the frozen base is in {base}, adapters, their gradients and average in fp32, AdamW's moments in "
+        f"{held}, sharded over all GPUs of a replica; codecs and rewards are not counted"
+    )
     return [
-        "parameters, gradients, AdamW's two moments and the EMA are fp32 and sharded over all GPUs of a "
-        "replica",
-        "blocks are gathered in bf16, one in use and one prefetched; embedders and heads stay gathered; the "
-        "time path is fp32",
+        states.get(work, adapted),
+        "blocks are gathered in bf16, a quantised base's as bytes, one in use, one prefetched; embedders and "
+        "heads stay gathered; the time path is fp32",
         f"activations are bf16, norms in fp32, flash attention; {recompute[checkpointing]} in the backward "
-        "pass",
+        "pass; a step has more than one micro-batch, whose gradients wait",
         f"allowance: {RUNTIME_BYTES / GIB:.0f} GiB for CUDA and NCCL, and {FRAGMENTATION:.0%} of what comes "
         "and goes in a step",
         "GPU sizes are decimal: 80 GB = 74.5 GiB, 141 GB = 131.3 GiB",

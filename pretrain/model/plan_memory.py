@@ -1,22 +1,30 @@
-"""Memory of a training step per GPU, by part, from sizes: sharded, gathered, and saved activations."""
+"""Memory per GPU at the peak of a training, LoRA or generation step, by part, from sizes alone."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Literal
 
-import torch
-from torch import nn
-
 from pretrain.model.args import ModelArgs
-from pretrain.model.flavors import build_model
 from pretrain.model.flops import ClipShape
+from pretrain.model.plan_sizes import (
+    BF16,
+    FP32,
+    Base,
+    adapter_sizes,
+    base_sizes,
+    largest_map,
+    sizes_of,
+)
 
 Checkpointing = Literal["none", "selective", "full"]
-FP32, BF16 = 4, 2  # bytes
-ADAM_MOMENTS = 2
-LATENT_COPIES = 7  # clean, noise, noised, target, velocity, its error and gradient, fp32
+PlannedWork = Literal["train", "lora", "align", "generate"]
+MomentsFormat = Literal["fp32", "8bit", "host"]
+# bytes of both of AdamW's moments, per trained parameter, on the GPU; 8 bits: a scale in fp32 for 256 values
+MOMENT_BYTES: dict[MomentsFormat, float] = {"fp32": 8.0, "8bit": 2 * (1 + 4 / 256), "host": 0.0}
+LATENTS_WAITING = 2  # noised and target, fp32, of every micro-batch of a step
+LATENTS_IN_USE = 4  # velocity, its error, their gradients, fp32
+LATENTS_SAMPLED = 4  # state, velocity, both at once in a step, fp32
 RUNTIME_BYTES = 3 * 2**30  # CUDA context, libraries, NCCL's buffers
 FRAGMENTATION = 0.05  # of everything allocated within a step
 
@@ -30,10 +38,18 @@ class Setup:
     context: int = 1  # GPUs that share one clip's tokens
     checkpointing: Checkpointing = "full"
     local_batch: int = 1  # clips of one micro-batch, per group of `context` GPUs
+    micro_batches: int = 2  # of a step; from two on, gradients wait while the next one is computed
     ema: bool = True
+    work: PlannedWork = (
+        "train"  # align: LoRA with a second adapter; generate: forward passes of a whole model
+    )
+    base: Base = "fp32"  # what the weights are held in; training: fp32
+    rank: int = 32  # of the adapters
+    moments: MomentsFormat = "fp32"
+    on_cpu: bool = False  # ranks on a CPU keep all that they gather, and nothing is reserved
 
     def __post_init__(self) -> None:
-        for name in ("gpus", "replicas", "context"):
+        for name in ("gpus", "replicas", "context", "micro_batches", "rank"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.local_batch < 0:
@@ -45,120 +61,159 @@ class Setup:
             )
         if self.checkpointing not in ("none", "selective", "full"):
             raise ValueError(f"checkpointing must be none, selective or full, got {self.checkpointing!r}")
+        if self.work == "train" and self.base != "fp32":
+            raise ValueError(f"base {self.base}: training trains all weights, which stay fp32; plan lora")
 
     @property
     def shards(self) -> int:
         """GPUs that a parameter is cut over: context ranks hold different shards too."""
         return self.gpus // self.replicas
 
-
-@dataclass(frozen=True)
-class ModelSizes:
-    """Parameters by FSDP unit."""
-
-    total: int
-    blocks: tuple[int, ...]
-    time: int  # kept in fp32
-    parts: tuple[tuple[str, int], ...]
-
     @property
-    def root(self) -> int:
-        """Embedders, timbre token and heads: gathered throughout the step."""
-        return self.total - self.time - sum(self.blocks)
-
-
-@lru_cache
-def sizes_of(args: ModelArgs) -> ModelSizes:
-    """Counted from the model on the meta device."""
-    with torch.device("meta"):
-        model = build_model(args)
-    blocks = tuple(_count(block) for group in model.block_groups() for block in group)
-    return ModelSizes(
-        _count(model),
-        blocks,
-        _count(model.time),
-        tuple((name, _count(part)) for name, part in model.named_children()),
-    )
-
-
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+    def adapters(self) -> int:
+        """Adapters that the model carries: `default`, and in alignment `old`."""
+        return {"lora": 1, "align": 2}.get(self.work, 0)
 
 
 def memory_parts(args: ModelArgs, clip: ClipShape, setup: Setup) -> dict[str, float]:
-    """Bytes per GPU at the peak of a step, in bf16 with fp32 shards, by part; they sum to what is needed."""
-    sizes = sizes_of(args)
-    shard = sizes.total / setup.shards
-    largest = max(sizes.blocks)
-    passing = {
-        # one block in use, one prefetched
-        "gathered_parameters": float(BF16 * (sizes.root + 2 * largest) + FP32 * sizes.time),
-        # a unit's own, and cast for the reduction
-        "gathered_gradients": float((BF16 + FP32) * max(largest, sizes.root)),
-        **_activation_parts(args, clip, setup, len(sizes.blocks)),
-    }
-    return {
-        "parameters": FP32 * shard,
-        "gradients": FP32 * shard,
-        "optimizer": FP32 * ADAM_MOMENTS * shard,
-        "ema": FP32 * shard if setup.ema else 0.0,
-        **passing,
-        "allowance": RUNTIME_BYTES + FRAGMENTATION * sum(passing.values()),
-    }
+    """Bytes per GPU at the peak of a step, computed in bf16, by part; they sum to what is needed."""
+    parts = (_generating if setup.work == "generate" else _training)(args, clip, setup)
+    if setup.on_cpu:
+        return parts
+    passing = sum(size for name, size in parts.items() if name not in STATES)
+    return {**parts, "allowance": RUNTIME_BYTES + FRAGMENTATION * passing}
+
+
+STATES = ("parameters", "adapters", "gradients", "optimizer", "ema")  # what stays from step to step
 
 
 def largest_local_batch(args: ModelArgs, clip: ClipShape, setup: Setup, limit_bytes: float) -> int:
-    """Clips of the largest micro-batch that fits; 0 = not even one. Memory is linear in the batch."""
-    empty, one = (
-        sum(memory_parts(args, clip, replace(setup, local_batch=batch)).values()) for batch in (0, 1)
-    )
-    return max(0, int((limit_bytes - empty) // (one - empty)))
+    """Clips of the largest micro-batch that fits; 0 = not even one. Memory grows with the batch."""
+    if _total(args, clip, setup, 1) > limit_bytes:
+        return 0
+    low, high = 1, 2
+    while _total(args, clip, setup, high) <= limit_bytes:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _total(args, clip, setup, middle) <= limit_bytes else (low, middle)
+    return low
 
 
-def saved_by_block(args: ModelArgs, tokens: float, context: int) -> float:
+def _total(args: ModelArgs, clip: ClipShape, setup: Setup, batch: int) -> float:
+    return sum(memory_parts(args, clip, replace(setup, local_batch=batch)).values())
+
+
+def _training(args: ModelArgs, clip: ClipShape, setup: Setup) -> dict[str, float]:
+    """States on shards; what is gathered and kept within a step."""
+    base, trained = base_sizes(args, setup.base), _trained(args, setup)
+    gathered = _gathered(args, setup)
+    adapters = adapter_sizes(args, setup.rank) * setup.adapters
+    unit = max(sizes_of(args).largest, sizes_of(args).root) if setup.work == "train" else trained
+    activations = _activation_parts(args, clip, setup)
+    # with one micro-batch gradients appear while activations go
+    waiting = 0.0 if setup.micro_batches > 1 else activations["activations_kept"]
+    gradients = FP32 * trained / setup.shards
+    return {
+        "parameters": base.total / setup.shards,
+        **({"adapters": FP32 * adapters / setup.shards} if setup.adapters else {}),
+        "gradients": max(gradients - waiting, 0.0),
+        "optimizer": MOMENT_BYTES[setup.moments] * trained / setup.shards,
+        "ema": FP32 * trained / setup.shards if setup.ema else 0.0,
+        "gathered_parameters": gathered + BF16 * adapters,
+        # a unit's own, and cast for the reduction
+        "gathered_gradients": float((BF16 + FP32) * unit),
+        **activations,
+    }
+
+
+def _trained(args: ModelArgs, setup: Setup) -> int:
+    return sizes_of(args).total if setup.work == "train" else adapter_sizes(args, setup.rank)
+
+
+def _gathered(args: ModelArgs, setup: Setup) -> float:
+    """Of the base: a block in use and one prefetched, embedders and heads throughout; fp32 shards in bf16."""
+    if setup.base == "fp32":
+        sizes = sizes_of(args)
+        blocks = sum(sizes.blocks) if setup.on_cpu else min(2 * sizes.largest, sum(sizes.blocks))
+        return float(BF16 * (sizes.root + blocks) + FP32 * sizes.time)
+    base = base_sizes(args, setup.base)
+    blocks = sum(base.blocks) if setup.on_cpu else min(2 * max(base.blocks), sum(base.blocks))
+    return float(base.root + blocks)
+
+
+def _rounded(args: ModelArgs, setup: Setup) -> float:
+    """The largest map of a quantised base, in fp32 and in the precision of the product.
+
+    In training it lives when less is kept than at the peak (measured: tests/test_plan_measured.py).
+    """
+    return 0.0 if setup.base in ("fp32", "bf16") else float((FP32 + BF16) * largest_map(args))
+
+
+def saved_by_block(args: ModelArgs, tokens: float, context: int, rank: int = 0) -> float:
     """Bytes one block keeps for its backward pass, for `tokens` that attend to `context` text states.
 
     Per token, in bf16 unless noted: two modulated norms (fp32 in and out, then the map's input), q and k
     before and after their norm, v, the attended, the two gated updates; cross-attention's norm, q twice, the
-    attended; the FFN's hidden states before and after GELU. Flash attention keeps no scores.
+    attended; the FFN's hidden states before and after GELU. Flash attention keeps no scores. With adapters
+    of `rank` scales and gates have no gradient, for which a norm's answer and an update are kept; what an
+    adapter's first map answers is.
     """
     width = args.width
-    norms = 2 * (2 * FP32 + BF16) * width
+    norms = 2 * ((1 if rank else 2) * FP32 + BF16) * width
     self_attention = 6 * BF16 * width
     cross = 5 * BF16 * width
-    updates = 2 * BF16 * width
-    per_token = norms + self_attention + cross + updates + 2 * BF16 * args.ffn_width
+    updates = 0 if rank else 2 * BF16 * width
+    adapters = 10 * BF16 * rank
+    per_token = norms + self_attention + cross + updates + adapters + 2 * BF16 * args.ffn_width
     return tokens * per_token + context * 3 * BF16 * width
 
 
-def _activation_parts(args: ModelArgs, clip: ClipShape, setup: Setup, num_blocks: int) -> dict[str, float]:
+def _activation_parts(args: ModelArgs, clip: ClipShape, setup: Setup) -> dict[str, float]:
     """Activations of a micro-batch; tokens divide by the context degree, embeddings and heads do not."""
     batch, width = setup.local_batch, args.width
     tokens = (clip.video + clip.audio) / setup.context * batch
-    inside = saved_by_block(args, tokens, clip.context * batch)
+    inside = saved_by_block(args, tokens, clip.context * batch, setup.rank if setup.adapters else 0)
     inputs = tokens * width * BF16
     # selective: the attended, and where ranks exchange tokens for heads, what they sent each other (q, k, v
     # and back)
     kept = {"none": inside, "selective": inputs * (2 if setup.context == 1 else 6), "full": inputs}[
         setup.checkpointing
     ]
-    text = clip.context * batch * (args.text_width + 3 * width) * BF16
-    audio = (
-        clip.audio
-        * batch
-        * (args.audio_embed_kernel * (2 * width + args.audio_embed_hidden) + 3 * args.audio_embed_hidden)
-        * BF16
-    )
-    latents = (
-        (clip.video * args.video_channels * args.patch_size**2 + clip.audio * args.audio_channels)
-        * batch
-        * LATENT_COPIES
-        * FP32
-    )
+    copies = LATENTS_WAITING * (1 if setup.adapters else setup.micro_batches) + LATENTS_IN_USE
     return {
-        "activations_kept": num_blocks * kept,
+        "activations_kept": len(sizes_of(args).blocks) * kept,
         "activations_recomputed": inside if setup.checkpointing != "none" else 0.0,
-        "backward_workspace": tokens * (2 * args.ffn_width * BF16 + 3 * width * FP32),
-        "embedders_and_heads": text + audio + tokens * width * (2 * FP32 + BF16),
-        "latents": float(latents),
+        "embedders_and_heads": _embedders(args, clip, batch) + tokens * width * (2 * FP32 + BF16),
+        "latents": copies * _latents(args, clip, batch),
+    }
+
+
+def _embedders(args: ModelArgs, clip: ClipShape, batch: int) -> float:
+    text = clip.context * batch * (args.text_width + 3 * args.width) * BF16
+    windows = args.audio_embed_kernel * (2 * args.width + args.audio_embed_hidden)
+    return text + clip.audio * batch * (windows + 3 * args.audio_embed_hidden) * BF16
+
+
+def _latents(args: ModelArgs, clip: ClipShape, batch: int) -> float:
+    """Bytes of the latents of a batch, fp32."""
+    values = clip.video * args.video_channels * args.patch_size**2 + clip.audio * args.audio_channels
+    return float(FP32 * values * batch)
+
+
+def _generating(args: ModelArgs, clip: ClipShape, setup: Setup) -> dict[str, float]:
+    """A whole model on each GPU, without shards: its weights, and what a block makes before it returns.
+
+    Per token: the input, q, k and v of each stream and joined, the attended, and in the FFN a modulated norm
+    in fp32, its cast, the input again and two hidden states, of which one lives while a quantised map is
+    rounded for a product.
+    """
+    size = FP32 if setup.base == "fp32" else BF16
+    tokens = (clip.video + clip.audio) * setup.local_batch
+    per_token = (8 * size + FP32 + 2 * size) * args.width + 2 * size * args.ffn_width
+    return {
+        "parameters": base_sizes(args, setup.base).total,
+        "block": tokens * per_token + max(_rounded(args, setup) - tokens * size * args.ffn_width, 0.0),
+        "embedders_and_heads": _embedders(args, clip, setup.local_batch),
+        "latents": LATENTS_SAMPLED * _latents(args, clip, setup.local_batch),
     }

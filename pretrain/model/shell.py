@@ -19,7 +19,7 @@ from pretrain.model.initial import first_values
 from pretrain.model.modulation import StreamModulation, TimePath
 from pretrain.model.rope import audio_angles, freqs_cis_of, video_freqs_cis
 from pretrain.model.timbre import TimbreToken, place_timbre_tokens
-from pretrain.types import Conditioning, Stream, Velocity
+from pretrain.types import Conditioning, Stream, Velocity, sent
 
 CONTEXT_TOKENS = 512  # text length of the published weights (nava.md, section 2)
 StreamPair = tuple[Tensor | None, Tensor | None]  # (video, audio); None = absent
@@ -158,17 +158,7 @@ class AVTransformer(nn.Module):
         """Dropped texts as zero rows without timbre tokens if trained so; else unchanged."""
         if not self.args.dropped_text_is_zeros or conditioning.all_kept:
             return conditioning
-        kept = conditioning.text_kept[:, None]
-        text, places = (
-            conditioning.text * kept[..., None],
-            torch.where(kept, conditioning.speaker_positions, -1),
-        )
-        return replace(
-            conditioning,
-            text=text,
-            speaker_positions=places,
-            text_kept=torch.ones_like(conditioning.text_kept),
-        )
+        return conditioning.zeros_for_dropped_text
 
     def _context(self, conditioning: Conditioning) -> Tensor:
         """Text states with the timbre tokens in their places, [B, S, width]."""
@@ -206,7 +196,8 @@ def _valid(stream: Stream, size: int) -> Tensor | None:
     """[B, size] True where not padding; None where nothing is padded."""
     if not stream.padded:
         return None
-    return torch.arange(size, device=stream.lengths.device) < stream.lengths[:, None]
+    inside = torch.arange(size, device=stream.lengths.device) < stream.lengths[:, None]
+    return sent(inside, stream.latents.device)  # lengths may be on the host
 
 
 def _own(pair: StreamPair, share: Share | None, dim: int) -> StreamPair:

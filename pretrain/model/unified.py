@@ -32,7 +32,7 @@ class PeerBlock(nn.Module):
         mask: Tensor | None,
     ) -> Tensor:
         """x [B, N, width] of `sizes` tokens; freqs_cis complex [N, 1, head_dim // 2]; mask [B, 1, N, N]."""
-        dtype = self.self_attn.q.weight.dtype
+        dtype = self.self_attn.norm_q.weight.dtype
         hidden = normed_streams(x, modulations, sizes, 0, self.eps).to(dtype)
         q, k, v = (part.transpose(1, 2) for part in self.self_attn.rotated_qkv(hidden, freqs_cis))
         update = self.self_attn.o(scaled_attention(q, k, v, mask).transpose(1, 2).flatten(2))
@@ -59,9 +59,8 @@ class UnifiedTransformer(AVTransformer):
 
     def mix(self, inputs: Inputs) -> StreamPair:
         num_context, (num_video, num_audio) = inputs.context.shape[1], inputs.counts
-        kinds = torch.tensor([0, 1, 2], device=inputs.context.device).repeat_interleave(
-            torch.tensor([num_context, num_video, num_audio], device=inputs.context.device)
-        )
+        places = torch.arange(num_context + num_video + num_audio, device=inputs.context.device)
+        kinds = (places >= num_context).long() + (places >= num_context + num_video)
         mask = peer_mask(inputs, kinds, self.args.attend_text_padding)
         joint = torch.cat([inputs.context, *(x for x in inputs.tokens if x is not None)], dim=1)
         still = torch.ones(
@@ -87,12 +86,8 @@ def peer_mask(inputs: Inputs, kinds: Tensor, attend_padding: bool) -> Tensor | N
     conditioning = inputs.conditioning
     joined, kept = conditioning.modalities_joined, conditioning.text_kept
     text = conditioning.text_mask | attend_padding
-    if (
-        bool(joined.all())
-        and bool(kept.all())
-        and bool(text.all())
-        and all(valid is None for valid in inputs.valid)
-    ):
+    whole = conditioning.all_kept and (attend_padding or not conditioning.text_padded)
+    if whole and conditioning.all_joined and all(valid is None for valid in inputs.valid):
         return None
     streams = [
         x.new_ones(x.shape[:2], dtype=torch.bool) if valid is None else valid

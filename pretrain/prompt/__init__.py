@@ -5,7 +5,7 @@ Format: NAVA's public inference JSONL (nava.md sections 2 and 5).
 
 from pretrain.prompt.marks import SPEECH_END, SPEECH_START, TIMBRE
 from pretrain.prompt.parsed import ParsedPrompt, parse, with_timbre_tokens
-from pretrain.prompt.read import check_files, check_prompts, read_prompts, readable_prompts
+from pretrain.prompt.read import check_files, check_plain, check_prompts, read_prompts, readable_prompts
 from pretrain.prompt.rows import PromptRow, size_problem
 from pretrain.prompt.spans import Span
 
@@ -17,6 +17,7 @@ __all__ = [
     "PromptRow",
     "Span",
     "check_files",
+    "check_plain",
     "check_prompts",
     "parse",
     "read_prompts",

@@ -13,6 +13,7 @@ from pretrain.types import VIDEO_FRAMES_PER_LATENT
 KEYS = (
     *("prompt", "text", "image_path", "spk_wavs"),
     *("data_id", "num_frames", "height", "width", "meta"),
+    *("task", "seed", "negative_prompt"),
     *("video", "video_path"),
 )
 DEFAULT_FPS = 24.0  # of every recipe
@@ -29,11 +30,11 @@ _MEANT = {
     **dict.fromkeys(("frames", "length", "num_frame", "n_frames"), "num_frames"),
     **dict.fromkeys(("h", "image_height"), "height"),
     **dict.fromkeys(("w", "image_width"), "width"),
+    "negative": "negative_prompt",
 }
 # Settings of a run, which a row cannot have of its own: where they are given.
 _SETTINGS = {
     "fps": "generate.fps",
-    "seed": "generate.seed",
     **dict.fromkeys(("steps", "num_inference_steps"), "generate.sampler.steps"),
     **dict.fromkeys(("guidance", "guidance_scale", "cfg"), "generate.sampler.guidance"),
 }
@@ -58,12 +59,6 @@ def _said(key: str, value: Any) -> str:
     plain = key.strip().casefold().replace("-", "_")
     if plain in ("duration", "duration_s", "seconds"):
         return _about_duration(value)
-    if plain == "task":
-        return "tasks belong to training, a row always gives picture and sound; remove it"
-    if plain in ("negative", "negative_prompt"):
-        return (
-            "negative prompts are not taken; remove it, guidance is generate.sampler.guidance of the recipe"
-        )
     if plain in _SETTINGS:
         return f"holds for all rows of a run; remove it and give --set {_SETTINGS[plain]}=..."
     close = difflib.get_close_matches(plain, KEYS, n=1, cutoff=_LIKENESS)

@@ -39,6 +39,14 @@ def check_files(rows: Iterable[PromptRow]) -> None:
                 raise FileNotFoundError(f"{row.where}: {named} does not exist; correct the path or remove it")
 
 
+def check_plain(rows: Iterable[PromptRow], what: str) -> None:
+    """Raises ValueError for a row that says how its clip is made, where `what` makes all alike."""
+    for row in rows:
+        given = {"task": row.task, "seed": row.seed, "negative_prompt": row.negative}
+        if name := next((name for name, value in given.items() if value is not None), ""):
+            raise ValueError(f"{row.where} {name}: {what} does not take it from a row; remove it")
+
+
 def check_prompts(path: Path | str, files: bool = False) -> dict[str, Any]:
     """`{rows, spans, references, errors: [{line, field, message}]}`; the counts are of valid rows.
 

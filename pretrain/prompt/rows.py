@@ -7,15 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pretrain.config import nearest
 from pretrain.jsonl import FieldError
 from pretrain.prompt.characters import broken_character
 from pretrain.prompt.keys import KEYS, key_errors
 from pretrain.prompt.names import name_problem
 from pretrain.prompt.parsed import ParsedPrompt, parse, too_many
 from pretrain.prompt.spans import Span, find_spans
-from pretrain.types import MAX_FRAMES, PIXELS_PER_LATENT, num_video_latents
+from pretrain.types import MAX_FRAMES, PIXELS_PER_LATENT, Task, num_video_latents
 
 MAX_SIZE = 16_384  # pixels of a side
+MAX_SEED = 2**63 - 1
 Wrong = Callable[[str, str], None]  # (field, what is wrong with it)
 
 
@@ -33,6 +35,9 @@ class PromptRow:
     height: int | None = None  # pixels, None = the caller's default
     width: int | None = None
     file: Path = field(default=Path(), compare=False)  # the JSONL
+    task: Task | None = None  # None = the caller's default
+    seed: int | None = None
+    negative: ParsedPrompt | None = None  # what guidance leads away from
 
     @property
     def where(self) -> str:
@@ -60,8 +65,9 @@ def prompt_row(
     if meta is not None and not isinstance(meta, dict):
         wrong("meta", f"expected an object, got {meta!r}")
     _check_sizes(row, wrong)
+    _check_making(row, wrong)
     for name in KEYS:
-        if name not in (key, "data_id") and (broken := next(_broken(row.get(name)), "")):
+        if name not in (key, "data_id", "negative_prompt") and (broken := next(_broken(row.get(name)), "")):
             wrong(name, broken)
     if errors or spans is None:
         return None
@@ -78,6 +84,9 @@ def prompt_row(
         row.get("height"),
         row.get("width"),
         path,
+        Task(row["task"]) if row.get("task") else None,
+        row.get("seed"),
+        parse(row["negative_prompt"]) if row.get("negative_prompt") else None,
     )
 
 
@@ -130,6 +139,38 @@ def _check_sizes(row: Mapping[str, Any], wrong: Wrong) -> None:
     for name in ("height", "width"):
         if row.get(name) is not None and (problem := size_problem(row[name])):
             wrong(name, problem)
+
+
+def task_problem(task: Any) -> str:
+    """What is wrong with the name of a task, "" if nothing is."""
+    known = [str(one) for one in Task]
+    return "" if task in known else f"unknown task {task!r}; {nearest(str(task), known)}"
+
+
+def negative_problem(text: Any) -> str:
+    """What is wrong with a negative prompt, "" if nothing is."""
+    if not isinstance(text, str) or not text.strip():
+        return f"expected a text, got {text!r}"
+    if broken := broken_character(text):
+        return broken
+    try:
+        spoken = find_spans(text)
+    except ValueError as error:
+        return str(error)
+    return "speech does not belong in a negative prompt; remove its marks" if spoken else ""
+
+
+def _check_making(row: Mapping[str, Any], wrong: Wrong) -> None:
+    """How the clip is to be made."""
+    if (task := row.get("task")) is not None and (problem := task_problem(task)):
+        wrong("task", problem)
+    seed = row.get("seed")
+    if seed is not None and (
+        isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED
+    ):
+        wrong("seed", f"expected a whole number from 0 to {MAX_SEED}, got {seed!r}")
+    if (negative := row.get("negative_prompt")) is not None and (problem := negative_problem(negative)):
+        wrong("negative_prompt", problem)
 
 
 def _broken(value: Any) -> Iterator[str]:

@@ -36,7 +36,7 @@ from pretrain.titan.train_spec import train_spec
 from pretrain.titan.weights import export, initialise, load_parent
 from pretrain.titan.window import StepResult, Window
 from pretrain.tracking import CLIPS_SEEN
-from pretrain.types import AUDIO_CHANNELS, AUDIO_TOKENS_PER_S, Task, cache_flags
+from pretrain.types import AUDIO_CHANNELS, AUDIO_TOKENS_PER_S, Task, cache_flags, sent
 
 MetricsSink = Callable[[dict[str, Any], int], None]
 
@@ -135,8 +135,8 @@ class PretrainTrainer(Trainer):
         ]
         counts = [torch.stack(element_counts(corrupted)) for _, _, corrupted in micro_batches]
         tokens = sum(tokens for _, tokens, _ in micro_batches)
-        flags = torch.tensor([tokens, float(self.stop_requested)], dtype=torch.float64, device=self.device)
-        totals = self._summed(torch.cat([torch.stack(counts).sum(0), flags])).cpu()
+        flags = torch.tensor([tokens, float(self.stop_requested)], dtype=torch.float64)
+        totals = self._summed(torch.cat([torch.stack(counts).sum(0), sent(flags, self.device)])).cpu()
         video_count, audio_count, tokens, stop = totals.tolist()
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         for _, _, corrupted in micro_batches:
@@ -185,11 +185,10 @@ class PretrainTrainer(Trainer):
         return torch.stack([sums.video, sums.audio]).detach().double()
 
     def _corrupted(self, batch: CollatedBatch, labels: Tensor) -> tuple[Task, int, Corrupted]:
-        on_device = {name: value.to(self.device) for name, value in batch.items()}
-        clean = to_av_batch(on_device)
+        clean = to_av_batch(batch)
         corrupted = corrupt(clean, self.run.config.objective, self.noise_seed)
         cache_flags(corrupted.video, corrupted.audio, corrupted.conditioning)
-        return clean.task, labels.numel(), corrupted
+        return clean.task, labels.numel(), corrupted.to(self.device)
 
     def _apply(self, result: StepResult) -> None:
         if self.guard.take(result.loss, result.grad_norm, self.step):

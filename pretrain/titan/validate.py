@@ -88,7 +88,7 @@ class Validator:
             for start in range(0, len(members) - whole + 1, whole):
                 rows = members[start + self.rank * size : start + (self.rank + 1) * size]
                 batch = collate([self.clips.samples[index] for index in rows], [0] * len(rows), Task.T2AV)
-                av_batch = to_av_batch({name: value.to(self.device) for name, value in batch.items()})
+                av_batch = to_av_batch(batch)
                 yield from (av_batch for _ in SIGMA_BUCKETS)
             left -= len(members)
 
@@ -100,24 +100,26 @@ VALIDATION_SEED = 20_260_530
 def validation_sums(
     model: AVTransformer, batches: Iterable[AVBatch], objective: ObjectiveConfig
 ) -> dict[str, Tensor]:
-    """Unweighted squared errors and counts, fp64, keyed `video/0.1/sum`, `video/0.1/count`, ...
+    """Unweighted squared errors and counts, fp64, on the model's device.
 
+    Keyed `video/0.1/sum`, `video/0.1/count`, ...
     Every sample is seen once, at the bucket its position gives; nothing is dropped.
     """
     config = replace(objective, levels=LevelConfig(weight="flat"), dropout=NO_DROPOUT)
-    sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64))
+    device = next(model.parameters()).device
+    sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=device))
     with torch.no_grad():
         for position, batch in enumerate(batches):
             centre = SIGMA_BUCKETS[position % len(SIGMA_BUCKETS)]
             sigmas = torch.full((len(batch.sample_ids),), centre, device=batch.sample_ids.device)
-            corrupted = corrupt(batch, config, VALIDATION_SEED, sigmas)
+            corrupted = corrupt(batch, config, VALIDATION_SEED, sigmas).to(device)
             result = velocity_loss(model(corrupted.video, corrupted.audio, corrupted.conditioning), corrupted)
             for name, total, count in (
                 ("video", result.video, result.video_count),
                 ("audio", result.audio, result.audio_count),
             ):
-                sums[f"{name}/{centre}/sum"] += total.double().cpu()
-                sums[f"{name}/{centre}/count"] += count.cpu()
+                sums[f"{name}/{centre}/sum"] += total.double()
+                sums[f"{name}/{centre}/count"] += count
     return dict(sums)
 
 

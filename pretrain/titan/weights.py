@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
+from pretrain.data.stream.sample_set import check_sets, folder_of
+from pretrain.data.stream.trained_on import trained_on
 from pretrain.launch.stage_run import StageRun
 from pretrain.model.checkpoint import (
     Gathered,
@@ -89,6 +91,13 @@ def check_finite(model: nn.Module, ema: Ema) -> None:
         )
 
 
+def seen_by(run: StageRun) -> dict[str, Any]:
+    """What clips a stage and those before it have had: `pretrain.data.stream.trained_on`."""
+    before = read_model_folder(run.init_from).facts.get("trained_on", {}) if run.init_from else {}
+    names = check_sets(run.latents, run.config.stage(run.stage), run.places)
+    return trained_on([folder_of(run.latents, name, run.places) for name in names], before)
+
+
 def export(model: nn.Module, ema: Ema, run: StageRun, step: int, rank: int) -> str:
     """Write out/model/ (config.json, fp32 model and, if any, ema safetensors) on rank 0; returns its id.
 
@@ -107,4 +116,5 @@ def export(model: nn.Module, ema: Ema, run: StageRun, step: int, rank: int) -> s
     facts = {**run.identity(), "step": step, "ema_updates": ema.updates} | (
         {"ema_is_model": True} if ema.off else {}
     )
+    facts["trained_on"] = seen_by(run)
     return write_model(run.out / "model", config.flavor, flavor(config.flavor), sources, facts)

@@ -20,7 +20,7 @@ from pretrain.codecs.load import load_codecs
 from pretrain.codecs.text import HashedTextEncoder
 from pretrain.config import override, read_yaml
 from pretrain.files import MAX_WHOLE, read_json, strict_json
-from pretrain.generate import GenerateConfig
+from pretrain.generation.config import GenerateConfig
 from pretrain.jsonl import FieldError, parse_line
 from pretrain.model.args import ModelArgs
 from pretrain.model.checkpoint import read_model_folder

@@ -30,7 +30,7 @@ from finetune.recipe import AlignConfig
 from finetune.rollout_store import open_store
 from pretrain.config import to_json
 from pretrain.files import read_json, write_json
-from pretrain.generate import GenerateConfig
+from pretrain.generation.config import GenerateConfig
 from pretrain.jsonl import FieldError, dump, scan
 from pretrain.prompt import PromptRow, read_prompts
 

@@ -137,7 +137,7 @@ class Aligner:
             prompts = layout.prompts / f"{ALIGN_HELD_OUT}.jsonl"
             limit = sections.objectives.num_prompts or None
             with _timed(run.folder, f"judge-{run.mark}"):
-                generate(sections.generate, model, layout.codec, prompts, clips, limit)
+                generate(sections.generate, model, layout.codec, prompts, clips, limit, aside=True)
                 score_clips(clips, self.scoring, out)
         return read_json(out, f"remove {run.folder}")
 

@@ -24,7 +24,7 @@ from experiments.studies.tables import Comparison, Tables, check_prompts, tables
 from experiments.studies.workers import core_shares, run_all
 from pretrain.config import to_json
 from pretrain.files import read_json
-from pretrain.generate import GenerateConfig
+from pretrain.generation.config import GenerateConfig
 from pretrain.recipe import PretrainConfig
 from rewards.catalog import metric
 from rewards.metric import Metric

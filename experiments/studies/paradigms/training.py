@@ -18,7 +18,8 @@ from experiments.studies.scores import Scoring, score_clips
 from experiments.studies.tables import metric_means
 from pretrain.config import to_json
 from pretrain.files import read_json, write_json
-from pretrain.generate import GenerateConfig, generate
+from pretrain.generate import generate
+from pretrain.generation.config import GenerateConfig
 
 
 class StepsSoFar(SpoolTracker):
@@ -107,7 +108,7 @@ class StudyTrainer:
         if not out.is_file():
             layout = self.study.layout
             prompts = layout.prompts / f"{self.config.prompts}.jsonl"
-            generate(self.generate, model, layout.codec, prompts, clips, self.config.num_prompts)
+            generate(self.generate, model, layout.codec, prompts, clips, self.config.num_prompts, aside=True)
             score_clips(clips, self.scoring, out)
             if name != self.config.score_after[-1]:
                 shutil.rmtree(clips)

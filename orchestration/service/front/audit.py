@@ -12,7 +12,7 @@ from pathlib import Path
 from secrets import token_hex
 from time import monotonic
 
-from orchestration.service.gate_paths import PATHS
+from orchestration.service.gate_paths import route_of
 
 FILE_BYTES, FILES = 64 << 20, 4  # of the audit on disk, whatever is sent to the service
 METHODS = ("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH")
@@ -35,7 +35,7 @@ class Record:
 
     def of(self, method: str, path: str) -> None:
         self.method = method if method in METHODS else "other"
-        self.path = path if path in PATHS else "other"
+        self.path = route_of(path) or "other"  # ids are no content of ours either
 
     def line(self) -> str:
         return json.dumps(

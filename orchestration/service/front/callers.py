@@ -42,9 +42,14 @@ class Callers:
         return found
 
     @contextmanager
-    def admitted(self, token: AccessToken, path: str, address: str) -> Iterator[Caller]:
-        """Counts a request while it is answered. Raises Refusal 403 (scope), 429 (rate, number at once)."""
-        scope = SCOPE_OF.get(path, "score")
+    def admitted(self, token: AccessToken, route: str, address: str) -> Iterator[Caller]:
+        """Counts a request while it is answered; `route` as of `route_of`.
+
+        Raises Refusal 404 (no such path), 403 (scope), 429 (rate, number at once).
+        """
+        if route not in SCOPE_OF:
+            raise Refusal(404, "path: not one of this service; /openapi.json lists them")
+        scope = SCOPE_OF[route]
         if not token.may(scope):
             raise Refusal(
                 403, f"token {token.name}: not for {scope}; its scopes are {', '.join(token.scopes)}"

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestration.service.limits import Limits
+from orchestration.service.limits import ErrorStyle, Limits
 
 CALLER_HEADER, ID_HEADER = "x-nava-caller", "x-request-id"
 
@@ -22,6 +22,7 @@ class FrontConfig:
     tokens: str = ""  # file of named tokens
     audit: str = ""  # file that gets a line per request
     limits: Limits = field(default_factory=Limits)
+    errors: ErrorStyle = "reason"
 
     def to_line(self) -> bytes:
         """JSON, with a line end."""

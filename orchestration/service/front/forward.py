@@ -17,8 +17,14 @@ from orchestration.service.front.wire import BODY_CHUNK, MALFORMED, CallerGone, 
 from orchestration.service.limits import Limits, Refusal
 
 HOST = "127.0.0.1"
-PASSED_ON = (b"content-type", b"content-encoding", b"accept")
-PASSED_BACK = (b"content-type", b"content-length", b"retry-after", b"www-authenticate", b"allow")
+PASSED_ON = (
+    *(b"content-type", b"content-encoding", b"accept"),
+    *(b"range", b"if-range", b"idempotency-key"),
+)
+PASSED_BACK = (
+    *(b"content-type", b"content-length", b"retry-after", b"www-authenticate", b"allow"),
+    *(b"content-range", b"accept-ranges", b"content-disposition", b"etag", b"idempotency-replayed"),
+)
 SPARE_SECONDS = 60.0  # besides what the application itself may take
 DOWN = Refusal(503, "service: not ready; try again", "service", retry_after_s=2)
 LOST = Refusal(502, "service: lost while it answered; try again", "service", retry_after_s=2)

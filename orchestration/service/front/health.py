@@ -35,7 +35,7 @@ class Health:
                 return await self._response()
         except (Gone, h11.ProtocolError, TimeoutError, Refusal):
             down = Refusal(503, "service: not ready; try again", "service", retry_after_s=2)
-            return down.status, down.headers(), down.content()
+            return down.status, down.headers(), down.content(self.config.errors)
         finally:
             self._asked = time.monotonic()
 

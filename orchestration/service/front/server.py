@@ -18,8 +18,8 @@ from orchestration.service.front.connections import Connection, Connections, add
 from orchestration.service.front.forward import forward
 from orchestration.service.front.health import Health
 from orchestration.service.front.wire import CallerGone, Gone, Wire, read_head
-from orchestration.service.gate_paths import HEALTH, SCORE
-from orchestration.service.limits import Limits, Refusal
+from orchestration.service.gate_paths import HEALTH, is_work, route_of
+from orchestration.service.limits import ErrorStyle, Limits, Refusal
 
 GUESTS = 16  # tokens that have nothing at work go on beside `limits.active`
 SPARE_FILES = 64
@@ -49,7 +49,7 @@ class Front:
                     continue
                 connection = Connection(address_of(peer))
                 if status := self.connections.admit(connection):
-                    _turn_away(sock, status)
+                    _turn_away(sock, status, self.config.errors)
                 else:
                     connection.task = asyncio.create_task(self._connection(sock, connection))
                     tasks.add(connection.task)
@@ -92,14 +92,14 @@ class Front:
         return wire.http.our_state is h11.DONE and wire.http.their_state is h11.DONE
 
     async def _answer(self, wire: Wire, head: h11.Request, connection: Connection, record: Record) -> None:
-        path = head.target.partition(b"?")[0].decode("latin-1")
-        if path == HEALTH and head.method == b"GET":
+        route = route_of(head.target.partition(b"?")[0].decode("latin-1"))
+        if route == HEALTH and head.method == b"GET":
             return await self._send(wire, *await self.health.answer(), record)
         token = self.callers.identify([value for name, value in head.headers if name == b"authorization"])
         record.token = token.name
-        with self.callers.admitted(token, path, connection.address) as caller:
+        with self.callers.admitted(token, route, connection.address) as caller:
             self.connections.work(connection)
-            if path != SCORE:
+            if not is_work(head.method.decode(), route):
                 return await forward(wire, head, self.config, caller, record)
             if self.slots.held + self.slots.waiting >= self.limits.requests:
                 raise Refusal(
@@ -117,8 +117,9 @@ class Front:
             self.connections.wait(connection)
         if wire.http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             raise Gone
+        content = refusal.content(self.config.errors)
         with suppress(h11.LocalProtocolError):
-            await self._send(wire, refusal.status, refusal.headers(), refusal.content(), record, close=True)
+            await self._send(wire, refusal.status, refusal.headers(), content, record, close=True)
         await wire.linger()
         raise Gone
 
@@ -153,12 +154,12 @@ class Front:
             raise Gone from None
 
 
-def _turn_away(sock: socket.socket, status: int) -> None:
+def _turn_away(sock: socket.socket, status: int, errors: ErrorStyle) -> None:
     reason = "this address has" if status == 429 else "all callers have"
     refusal = Refusal(
         status, f"connections: {reason} too many at work; try again", "service", retry_after_s=2
     )
-    content = refusal.content()
+    content = refusal.content(errors)
     head = (
         f"HTTP/1.1 {status} \r\ncontent-type: application/json\r\nretry-after: 2\r\nconnection: close\r\n"
         f"content-length: {len(content)}\r\n\r\n"

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -139,15 +140,21 @@ def load_published(folder: Path, config: Mapping[str, Any]) -> Codecs:
         ready("speaker")
         return redimnet.load_redimnet(speaker_file, device)
 
+    tokenizer = Deferred(partial(_load_tokenizer, paths["tokenizer"], files["tokenizer"]))
     return Codecs(
         video=wan.WanVideoCodec(
             Deferred(load_video), options.tiles(options.encode_tile), options.tiles(options.decode_tile)
         ),
         audio=ltx_audio.LtxAudioCodec(Deferred(load_audio)),
-        text=umt5.UMT5TextEncoder(Deferred(load_text), width),
+        text=umt5.UMT5TextEncoder(Deferred(load_text), width, tokenizer),
         speaker=redimnet.ReDimNetSpeaker(Deferred(load_speaker)),
         codec_id=codec_id,
     )
+
+
+def _load_tokenizer(folder: Path, files: Digests) -> Any:
+    check_unchanged(folder, files, _SOURCES["tokenizer"])
+    return umt5.load_tokenizer(folder)
 
 
 def _audio_folders(path: Path) -> tuple[Path, Path]:

@@ -47,8 +47,18 @@ class TextNetworks(NamedTuple):
 class UMT5TextEncoder:
     """Implements `TextEncoder`, loading `networks` (tokenizer, encoder) on first use; float32 on the CPU."""
 
-    def __init__(self, networks: Callable[[], TextNetworks], width: int) -> None:
+    def __init__(
+        self,
+        networks: Callable[[], TextNetworks],
+        width: int,
+        tokenizer: Callable[[], Any] | None = None,
+    ) -> None:
         self._networks, self.width = networks, width
+        self._tokenizer = tokenizer or (lambda: networks().tokenizer)
+
+    def check(self, prompt: ParsedPrompt) -> None:
+        """Raises ValueError unless 1 to 512 tokens; loads the tokenizer alone."""
+        _token_ids(self._tokenizer(), prompt)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[ParsedPrompt]) -> EncodedText:

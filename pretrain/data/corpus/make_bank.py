@@ -47,17 +47,17 @@ def speak(word: str, voice: str, stretch: float) -> np.ndarray:
         waveform, rate = soundfile.read(path, dtype="float32")
     if rate != SAMPLE_RATE_HZ:
         raise ValueError(f"flite voice {voice}: {rate} Hz; the bank needs a {SAMPLE_RATE_HZ} Hz voice")
-    waveform = _trim(waveform)
+    waveform = trimmed(waveform)
     if len(waveform) > MAX_DURATION_S * SAMPLE_RATE_HZ:
         raise ValueError(
             f"{word!r} by {voice}: {len(waveform) / SAMPLE_RATE_HZ:.3f} s; choose a word of at most "
             f"{MAX_DURATION_S} s"
         )
-    waveform = waveform * (LOUDNESS / np.sqrt(np.mean(waveform**2)))
-    return np.clip(waveform, -1.0, 1.0)
+    return waveform
 
 
-def _trim(waveform: np.ndarray) -> np.ndarray:
+def trimmed(waveform: np.ndarray) -> np.ndarray:
+    """A word without the silence at its ends, which fade, at the bank's loudness; float32 [N] at 16 kHz."""
     step, margin = SAMPLE_RATE_HZ // 100, round(MARGIN_S * SAMPLE_RATE_HZ)
     loudness = np.sqrt((waveform[: len(waveform) // step * step].reshape(-1, step) ** 2).mean(axis=1))
     loud = np.nonzero(loudness > SILENCE * loudness.max())[0]
@@ -65,7 +65,7 @@ def _trim(waveform: np.ndarray) -> np.ndarray:
     fade = np.linspace(0.0, 1.0, margin, dtype=np.float32)
     cut[:margin] *= fade
     cut[-margin:] *= fade[::-1]
-    return cut
+    return np.clip(cut * (LOUDNESS / np.sqrt(np.mean(cut**2))), -1.0, 1.0)
 
 
 def main() -> None:

@@ -1,0 +1,113 @@
+"""Sources in object stores: listed with their versions, fetched one at a time by who works on them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from experiments.preparation.records import RawVideo
+from pretrain import storage
+from pretrain.storage_errors import named_errors
+from rewards.media_folder import VIDEO_SUFFIXES
+
+VERSION_KEYS = ("size", "ETag", "etag", "VersionId", "md5", "content_md5", "mtime", "LastModified", "created")
+
+
+def is_address(text: str) -> bool:
+    """Whether a place names an object store, such as s3://bucket/folder."""
+    return "://" in text and not text.startswith(("file://", "local://"))
+
+
+def listed_videos(place: str) -> tuple[list[RawVideo], Mapping[str, int], RemoteTexts]:
+    """(videos in the order of their names, what else lies there by kind, the texts beside them).
+
+    `place`: a prefix, a pattern with `*`, or one object. Raises ValueError for an address that names no
+    store, and OSError in one line where the store does not answer.
+    """
+    root = storage.place(place.split("*")[0].rpartition("/")[0] if "*" in place else place)
+    store, key = _store_of(root)
+    with named_errors(root):
+        pattern = str(place).split("://", 1)[1]
+        found: dict[str, Any] = (
+            store.glob(pattern, detail=True) if "*" in place else store.find(key, detail=True)
+        )
+    files = {name: info for name, info in found.items() if info.get("type") == "file"}
+    base = PurePosixPath(key) if key not in files else PurePosixPath(key).parent
+    left_out: Counter[str] = Counter()
+    videos, texts = [], dict[str, str]()
+    for name in sorted(files):
+        inner = (
+            str(PurePosixPath(name).relative_to(base)) if PurePosixPath(name).is_relative_to(base) else name
+        )
+        suffix = PurePosixPath(name).suffix.lower()
+        url = f"{str(root).split('://', 1)[0]}://{name.lstrip('/')}"
+        if any(part.startswith(".") for part in PurePosixPath(inner).parts):
+            left_out["hidden file"] += 1
+        elif suffix in VIDEO_SUFFIXES:
+            version = _version(url, files[name])
+            path = Path(inner)
+            videos.append(
+                RawVideo(path, inner, "", url=url, version=version, size=int(files[name].get("size") or 0))
+            )
+        elif suffix in (".txt", ".srt", ".vtt"):
+            texts[inner] = url
+        else:
+            left_out[suffix or "file without suffix"] += 1
+    return videos, dict(sorted(left_out.items())), RemoteTexts(texts)
+
+
+class RemoteTexts:
+    """The texts that lie beside remote videos, by their names below the prefix."""
+
+    def __init__(self, urls: Mapping[str, str]) -> None:
+        self._urls = urls
+
+    def read(self, path: Path, limit: int) -> bytes | None:
+        """Content of a text, None where there is none. Raises OSError; at most `limit` + 1 bytes are read."""
+        url = self._urls.get(path.as_posix())
+        if url is None:
+            return None
+        with storage.reading(storage.place(url)) as stream:
+            return stream.read(limit + 1)
+
+
+@contextmanager
+def fetched(source: RawVideo, folder: Path) -> Iterator[RawVideo]:
+    """The source as a local file: itself, or downloaded into `folder` and deleted at the end.
+
+    Raises OSError in one line where the store does not answer, FileNotFoundError where it is gone.
+    """
+    if not source.url:
+        yield source
+        return
+    local = folder / f"source{source.path.suffix}"
+    remote = storage.place(source.url)
+    store, key = _store_of(remote)
+    try:
+        with named_errors(remote):
+            store.get_file(key, str(local))
+        yield replace(source, path=local)
+    finally:
+        local.unlink(missing_ok=True)
+
+
+def _store_of(place: Path) -> tuple[Any, str]:
+    """A file system of this process and the key within it."""
+    import fsspec
+
+    remote: Any = place
+    if not hasattr(remote, "protocol"):
+        raise ValueError(f"{place}: names no object store; give s3://BUCKET/FOLDER")
+    return fsspec.filesystem(remote.protocol, **remote.storage_options), remote.path
+
+
+def _version(url: str, info: Mapping[str, Any]) -> str:
+    """A digest that changes with the content, as far as the store tells: its ETag, size and times."""
+    told = {key: str(info[key]) for key in VERSION_KEYS if info.get(key) is not None}
+    return hashlib.sha256(json.dumps([url, told], sort_keys=True).encode()).hexdigest()

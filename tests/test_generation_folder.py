@@ -1,0 +1,160 @@
+"""A folder of clips: what it is made with, what is there whole, and what becomes of what was there."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pretrain.generation.clip_folder import PARTS, ClipFolder
+from pretrain.generation.request import difference
+from pretrain.owned import MARKER
+from pretrain.storage import TRASH, place
+
+REQUEST = {"model": "1111", "prompts": {"clips": 3, "sha256": "aa"}, "settings": {"sampler": {"steps": 2}}}
+NAMES = ("a", "b", "c")
+
+
+def row(name: str) -> dict:
+    return {"data_id": name, "video": f"{name}.mp4", "audio": f"{name}.wav"}
+
+
+def fill(folder: ClipFolder, *names: str) -> None:
+    for name in names:
+        for file in (f"{name}.mp4", f"{name}.wav"):
+            (folder.place / file).write_bytes(f"{file} of {folder.request['model']}".encode())
+        folder.add(row(name), [f"{name}.mp4", f"{name}.wav"])
+
+
+def begun(out: Path, *names: str, **more: object) -> ClipFolder:
+    folder = ClipFolder.of(out, {**REQUEST, **more}, NAMES)
+    folder.begin(threads=2)
+    fill(folder, *names)
+    return folder
+
+
+def test_what_is_there_whole_stays_and_the_rest_is_missing(tmp_path):
+    out = tmp_path / "clips"
+    begun(out, "a", "b")
+    (out / "b.wav").write_bytes(b"cut")  # another size than was noted
+    (out / "c.mp4").write_bytes(b"without a row")
+    (out / ".c.wav.999999999.tmp").write_bytes(b"half")
+    again = ClipFolder.of(out, REQUEST, NAMES)
+    assert again.state == "unfinished" and list(again.done()) == ["a"] and again.threads == 2
+    again.begin(threads=7)
+    assert again.threads == 2  # those of the clips that are there
+    fill(again, "c", "b")
+    again.finish()
+    assert {path.name for path in out.iterdir()} == {MARKER, "index.jsonl"} | {
+        f"{name}.{kind}" for name in NAMES for kind in ("mp4", "wav")
+    }
+    found = [json.loads(line)["data_id"] for line in (out / "index.jsonl").read_text().splitlines()]
+    assert found == list(NAMES)
+    assert ClipFolder.of(out, REQUEST, NAMES).state == "finished"
+
+
+def test_a_clip_that_somebody_deleted_is_made_again_and_their_files_stay(tmp_path):
+    out = tmp_path / "clips"
+    begun(out, *NAMES).finish()
+    (out / "b.mp4").unlink()
+    (out / "notes.txt").write_text("mine")
+    folder = ClipFolder.of(out, REQUEST, NAMES)
+    assert folder.state == "unfinished" and list(folder.done()) == ["a", "c"]
+    folder.begin(1)
+    fill(folder, "b")
+    folder.finish()
+    assert (out / "notes.txt").read_text() == "mine"
+    assert "notes.txt" not in json.loads((out / MARKER).read_text())["files"]
+    with pytest.raises(ValueError, match=r"holds 'notes\.txt', which `nava generate` did not make"):
+        ClipFolder.of(out, {**REQUEST, "model": "2222"}, NAMES)
+
+
+def test_an_unfinished_folder_of_something_else_is_refused_with_the_difference(tmp_path):
+    out = tmp_path / "clips"
+    begun(out, "a")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(
+        ValueError, match=r"unfinished, and made with another model \(1111, asked for is 2222\)"
+    ):
+        ClipFolder.of(out, {**REQUEST, "model": "2222"}, NAMES)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    folder = ClipFolder.of(out, {**REQUEST, "model": "2222"}, NAMES, aside=True)
+    assert (out / "a.mp4").exists()  # until the first clip is there
+    folder.begin(1)
+    (aside,) = (tmp_path / TRASH).iterdir()
+    assert (aside / "a.mp4").read_text() == "a.mp4 of 1111" and not (out / "a.mp4").exists()
+
+
+def test_a_finished_folder_of_something_else_goes_to_the_trash_when_work_begins(tmp_path, capsys):
+    out = tmp_path / "clips"
+    begun(out, *NAMES).finish()
+    folder = ClipFolder.of(out, {**REQUEST, "settings": {"sampler": {"steps": 9}}}, NAMES)
+    assert folder.state == "replaced" and (out / "a.mp4").exists()
+    folder.begin(1)
+    said = capsys.readouterr().out
+    assert "generate.sampler.steps 2, asked for is 9" in said and "moved to" in said
+    (aside,) = (tmp_path / TRASH).iterdir()
+    assert (aside / "index.jsonl").exists()
+
+
+def test_a_process_of_a_folder_that_another_command_took_adds_nothing(tmp_path):
+    out = tmp_path / "clips"
+    late = begun(out, "a")
+    begun_anew = ClipFolder.of(out, {**REQUEST, "model": "2222"}, NAMES, aside=True)
+    begun_anew.begin(1)
+    with pytest.raises(OSError, match="another command has taken the folder"):
+        late.add(row("b"), [])
+    assert begun_anew.done() == {}
+
+
+def test_folders_of_others_are_refused_and_links_are_followed(tmp_path):
+    user = tmp_path / "user"
+    user.mkdir()
+    (user / "thesis.txt").write_text("years")
+    with pytest.raises(ValueError, match="not empty and not marked as made by `nava generate`"):
+        ClipFolder.of(user, REQUEST, NAMES)
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    begun(tmp_path / "link", "a")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real" / "a.mp4").exists()
+
+
+def test_where_no_clip_came_out_nothing_is_left(tmp_path):
+    folder = begun(tmp_path / "clips")
+    folder.abandon()
+    assert not (tmp_path / "clips").exists()
+    kept = begun(tmp_path / "kept", "a")
+    kept.abandon()
+    assert (tmp_path / "kept" / PARTS).exists()
+
+
+def test_a_store_works_like_a_folder():
+    out = place("memory://bucket/generation-folder/clips")
+    folder = ClipFolder.of(out, REQUEST, NAMES)
+    folder.begin(1)
+    for name in ("a", "c"):
+        for file in (f"{name}.mp4", f"{name}.wav"):
+            (out / file).write_bytes(b"x")
+        folder.add(row(name), [f"{name}.mp4", f"{name}.wav"])
+    again = ClipFolder.of(out, REQUEST, NAMES)
+    assert again.state == "unfinished" and list(again.done()) == ["a", "c"]
+    with pytest.raises(ValueError, match="another model"):
+        ClipFolder.of(out, {**REQUEST, "model": "2"}, NAMES)
+    again.begin(1)
+    for file in ("b.mp4", "b.wav"):
+        (out / file).write_bytes(b"x")
+    again.add(row("b"), ["b.mp4", "b.wav"])
+    again.finish()
+    assert [json.loads(line)["data_id"] for line in (out / "index.jsonl").read_text().splitlines()] == list(
+        NAMES
+    )
+    assert ClipFolder.of(out, REQUEST, NAMES).state == "finished"
+    assert not [path for path in out.iterdir() if path.name == PARTS]
+
+
+def test_a_difference_names_what_differs():
+    assert difference(REQUEST, {**REQUEST, "model": "2222"}) == "another model (1111, asked for is 2222)"
+    other = {**REQUEST, "prompts": {"clips": 4, "sha256": "bb"}}
+    assert difference(REQUEST, other).startswith("other prompts (clips 3, sha256 aa, asked for is clips 4")
+    assert difference(REQUEST, {**REQUEST, "settings": {"sampler": {"steps": 3}}}) == (
+        "generate.sampler.steps 2, asked for is 3"
+    )
