@@ -111,5 +111,5 @@ def test_a_file_of_an_earlier_version_has_the_defaults_of_newer_fields() -> None
     assert from_json(Recorded, {"rate": 0.5}) == Recorded(0.5)
     with pytest.raises(ValueError, match="config: rate: missing"):
         from_json(Recorded, {"kept": 3}, "config")
-    with pytest.raises(ValueError, match="config.kepp: unknown field; did you mean 'kept'"):
+    with pytest.raises(ValueError, match=r"config\.kepp: unknown field; did you mean 'kept'"):
         from_json(Recorded, {"rate": 0.5, "kepp": 3}, "config")
