@@ -212,8 +212,9 @@ def test_settings_that_cannot_be_meant(values):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_lineage_leads_from_an_aligned_model_to_the_survey(tmp_path, capsys):
-    """The whole way by the verbs: rollouts, join, serve, export, align, lineage."""
+@pytest.mark.parametrize("out", ["out", "another_out"])
+def test_lineage_leads_from_an_aligned_model_to_the_survey(out, tmp_path, capsys):
+    """The whole way by the verbs: rollouts, join, serve, export, align (also with another --out), lineage."""
     inputs = write_inputs(tmp_path / "inputs")
     common = ["--codec", inputs / "codec", "--prompts", inputs / "prompts.jsonl", "--model", inputs / "model"]
     small = ["rollout.clips_per_prompt=2", "rollout.sampler.steps=2", "align.stop.prompts=0"]
@@ -225,7 +226,7 @@ def test_lineage_leads_from_an_aligned_model_to_the_survey(tmp_path, capsys):
     exported = ["votes.jsonl", "--survey", "votes.db", "--clips", "both", "--out", "pairs.jsonl"]
     assert run("gsb", "export", *exported) == 0
     given = arguments(inputs, tmp_path / "to", pairs="pairs.jsonl", clips="both")
-    assert run(*given, "--set", "align.sequence=[gsb_dpo]", "--no-report") == 0
+    assert run(*given, "--out", out, "--set", "align.sequence=[gsb_dpo]", "--no-report") == 0
     capsys.readouterr()
     assert run("lineage", tmp_path / "to" / "model") == 0
     said = capsys.readouterr().out
