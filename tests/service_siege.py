@@ -142,7 +142,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     with running(config, "127.0.0.1", options.port, temporary=options.ray_folder):
         honest(options.port, tokens["honest"], 3.0)  # everything is imported
         memory = Memory()
-        rows = [siege(kind, options.port, tokens, options.seconds, options.quiet) for kind in ATTACKS]
+        rows = []
+        for kind in options.only or ATTACKS:
+            row = siege(kind, options.port, tokens, options.seconds, options.quiet)
+            rows.append({**row, "peak_mib_so_far": memory.mib()})
         memory.ended.set()
     peak = memory.mib()
     holds = peak["front"] <= FRONT_MIB and peak["proxy"] <= PROXY_MIB
@@ -162,6 +165,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seconds", type=float, default=8.0, help="of each attack")
+    parser.add_argument("--only", nargs="*", choices=list(ATTACKS), help="these attacks, in this order")
     parser.add_argument("--quiet", type=float, default=8.0, help="seconds of the quiet service before each")
     parser.add_argument("--port", type=int, default=8197)
     parser.add_argument("--work", default="out/service_siege")
