@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -54,6 +53,7 @@ class PageDesk:
     store: PageStore
     scorer: PageScorer
     _ended: dict[str, Job] = field(default_factory=dict)
+    _described: set[tuple[str, bool]] = field(default_factory=set)  # ids, whether with scores
 
     def __post_init__(self) -> None:
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="jobs")
@@ -64,9 +64,9 @@ class PageDesk:
         self.scorer.close()
 
     def make(self, form: PageForm, sides: Sequence[ModelSide]) -> dict[str, Any]:
-        """Jobs for each seed and side, as `{"warnings", "pairs": [[clip of A, clip of B], ...]}` of plain JSON.
+        """Jobs for each seed and side: `{"warnings", "prompt", "pairs": [[A, B], ...]}` of plain JSON.
 
-        Checked as a whole first; where the service refuses one all the same, those made before are cancelled.
+        Checked as a whole first; where a service refuses one all the same, those made before are cancelled.
         """
         voices = tuple(path and self.store.keep_voice(path) for path in form.references)
         frame = form.first_frame and self.store.keep_frame(form.first_frame)
@@ -81,7 +81,7 @@ class PageDesk:
         except (OSError, ValueError):
             self.cancel({"pairs": pairs})
             raise
-        return {"warnings": warnings, "pairs": pairs}
+        return {"warnings": warnings, "prompt": form.prompt, "pairs": pairs}
 
     def _create(self, form: PageForm, side: ModelSide, seed: int) -> dict[str, Any]:
         server = self.services.servers[side.service]
@@ -125,8 +125,14 @@ class PageDesk:
         except (OSError, ValueError) as error:
             return replace(found, problem=one_line(error, 300))
         scores = self.scorer.scores(job, files, self.store.asked(job["id"]))
-        self.store.write_lineage(job, self.services.servers[clip["service"]].url, as_json(scores))
+        self._describe(clip["service"], job, scores)
         return replace(found, files=files, scores=scores)
+
+    def _describe(self, service: str, job: Job, scores: Sequence[ShownScore] | None) -> None:
+        """The lineage beside the clip, once without and once with its scores."""
+        if (job["id"], scores is not None) not in self._described:
+            self.store.write_lineage(job, self.services.servers[service].url, as_json(scores))
+            self._described.add((job["id"], scores is not None))
 
     def _job(self, service: str, id: str) -> Job:
         if id not in self._ended:
@@ -197,43 +203,6 @@ def label_of(service: str, job: Mapping[str, Any]) -> str:
         for name, scale in (job.get("adapters") or {}).items()
     ]
     return f"{service}{'.' if service else ''}{job['model']}{''.join(adapters)}"
-
-
-def progress_of(clip: SeenClip, now: float | None = None) -> tuple[str, float | None]:
-    """(where a job is, in words with the service's estimate; its share 0 to 1, None where there is none)."""
-    job = clip.job
-    status = job.get("status", "")
-    if clip.problem:
-        return clip.problem, None
-    wait = job.get("estimated_wait_seconds")
-    left = f", about {seconds(wait)} left" if wait is not None else ", no estimate yet"
-    if status == "queued":
-        place = job.get("queue_position")
-        return f"waits{f', place {place}' if place is not None else ''}{left}", 0.0
-    if status == "in_progress":
-        again = f", attempt {job['attempt']}" if job.get("attempt", 1) > 1 else ""
-        return f"is made, {job['progress']} %{again}{left}", job["progress"] / 100
-    if status == "completed":
-        took = (job.get("completed_at") or 0) - (job.get("created_at") or 0)
-        return f"done in {seconds(max(took, 1))}", 1.0
-    if status == "failed":
-        return f"failed: {(job.get('error') or {}).get('message', 'no reason given')}", None
-    return ("cancelled" if status == "cancelled" else status), None
-
-
-def seconds(value: float) -> str:
-    """7 s, 3 min 5 s or 2 h 10 min."""
-    whole = round(value)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def when(job: Mapping[str, Any]) -> str:
-    """Local time that a job was accepted."""
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(job["created_at"]))
 
 
 def _vote_clip(clip: SeenClip) -> VoteClip:

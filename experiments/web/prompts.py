@@ -65,7 +65,8 @@ def prompt_html(prompt: TypedPrompt) -> str:
 
 def _faulty(text: str, problem: str, start: int, end: int) -> TypedPrompt:
     """What is before the fault as far as it is right by itself; an open span in it is shown as text."""
-    spans, right = (), text[:start]
+    spans: tuple[Span, ...] = ()
+    right = text[:start]
     while right:
         try:
             spans = find_spans(right)
@@ -82,8 +83,10 @@ def _pieces(text: str, spans: tuple[Span, ...]) -> tuple[tuple[str, PieceKind], 
     found: list[tuple[str, PieceKind]] = []
     at = 0
     for span in spans:
-        found += [(text[at : span.start - len(SPEECH_START)], "plain"), (SPEECH_START, "mark")]
-        found += [(span.text, "speech"), (SPEECH_END, "mark")]
+        found.append((text[at : span.start - len(SPEECH_START)], "plain"))
+        found.append((SPEECH_START, "mark"))
+        found.append((span.text, "speech"))
+        found.append((SPEECH_END, "mark"))
         at = span.end + len(SPEECH_END)
     found.append((text[at:], "plain"))
     return tuple(piece for piece in found if piece[0])

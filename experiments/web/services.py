@@ -22,6 +22,7 @@ from pretrain.sampling import SamplerConfig
 USUAL_URL = "http://127.0.0.1:8124"
 TOKEN_VARIABLE = "NAVA_API_TOKEN"
 FRESH_S = 30.0  # that what a service said of its models is believed
+AWAY_S = 5.0  # that a service without an answer is not asked again
 PATIENCE_S, TRIES = 20.0, 2  # a person waits for the answer
 
 
@@ -52,21 +53,41 @@ class PageServices:
     """Services by their names on the page; what they say is asked again after a while."""
 
     servers: Mapping[str, GenerationServer]
-    _said: dict[str, tuple[float, dict[str, Any]]] = field(default_factory=dict)
+    _said: dict[str, tuple[float, dict[str, Any] | OSError | ValueError]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def described(self, name: str) -> dict[str, Any]:
-        """The entry of /v1/models. Raises ConnectionError or ValueError in one line."""
+        """The entry of /v1/models. Raises ConnectionError or ValueError in one line, for a while the same."""
         with self._lock:
-            when, known = self._said.get(name, (-FRESH_S, {}))
-            if time.monotonic() - when < FRESH_S:
-                return known
-        found = next(iter(self.servers[name].models()), None)
-        if not isinstance(found, Mapping):
-            raise ConnectionError(f"{self.servers[name].url}: serves no model; is it `nava serve generate`?")
-        with self._lock:
-            self._said[name] = (time.monotonic(), dict(found))
-        return dict(found)
+            when, known = self._said.get(name, (0.0, {}))
+        lasts = AWAY_S if isinstance(known, Exception) else FRESH_S
+        if not known or time.monotonic() - when >= lasts:
+            known = self._asked(name)
+            with self._lock:
+                self._said[name] = (time.monotonic(), known)
+        if isinstance(known, Exception):
+            raise known
+        return known
+
+    def _asked(self, name: str) -> dict[str, Any] | OSError | ValueError:
+        try:
+            found = next(iter(self.servers[name].models()), None)
+            if isinstance(found, Mapping):
+                return dict(found)
+        except (OSError, ValueError) as error:
+            return error
+        except (KeyError, TypeError):
+            pass
+        return ConnectionError(f"{self.servers[name].url}: serves no model; is it `nava serve generate`?")
+
+    def side(self, service: str, adapter: str, scale: float) -> ModelSide:
+        """Raises as `described`, and ValueError for what is not served (any more)."""
+        if service not in self.servers:
+            raise ValueError(f"{service!r}: no service of this page; load it again")
+        described = self.described(service)
+        if adapter and adapter not in described.get("adapters", ()):
+            raise ValueError(f"adapter {adapter!r}: not served any more; load the page again")
+        return ModelSide(service, str(described["id"]), adapter, scale if adapter else 1.0)
 
     def offer(self, name: str) -> Offer:
         """What the service takes, by its own rules. Raises as `described`."""
@@ -123,8 +144,8 @@ def offer_of(described: Mapping[str, Any], where: str) -> Offer:
 
 
 def services_of(places: Sequence[str], token_files: Sequence[str], default: Path) -> PageServices:
-    """places: URL or NAME=URL, names A, B, ... where several have none; token_files: FILE or NAME=FILE; default: the
-    service's own token, if it is on this machine. Raises ValueError or FileNotFoundError in one line."""
+    """places: URL or NAME=URL, called A, B, ... where several have no name; token_files: FILE or NAME=FILE;
+    default: the service's own token. Raises ValueError or FileNotFoundError in one line."""
     urls: dict[str, str] = {}
     for number, place in enumerate(places or (USUAL_URL,)):
         name, url = _named(place) if "=" in place.partition("://")[0] else ("", place)

@@ -1,13 +1,15 @@
 """What a page keeps: clips that it fetched, what they were asked for with, and their scores.
 
 Under `root`, mode 0700: clips/ID.mp4|wav (the oldest go beyond `most_bytes`, the service still has them for a
-while), asked/ID.json, voices/SHA256.wav and frames/SHA256.png as they were sent.
+while), asked/ID.json, comparisons/KEY.json, voices/SHA256.wav and frames/SHA256.png as they were sent.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import secrets
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,14 +17,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from experiments.generation_client import GenerationServer
 from orchestration.private_files import private_folder, write_private
 from pretrain.files import read_json, sha256_of
 from pretrain.media.read import read_media, read_metadata
+from pretrain.media.stills import read_image
 from pretrain.media.write import write_wav
 
 SUFFIXES = {"video": ".mp4", "audio": ".wav"}
-SENT_AS_THEY_ARE = (".wav", ".flac")
+SENT_AS_THEY_ARE, PICTURES = (".wav", ".flac"), (".png", ".jpg", ".jpeg")
 VOICE_RATE_HZ = 16_000
 _ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
@@ -34,10 +39,11 @@ class PageStore:
     root: Path
     most_bytes: int = 4 << 30
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _fetching: dict[str, threading.Lock] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.root = self.root.resolve()
-        for name in ("", "clips", "asked", "voices", "frames", "votes"):
+        for name in ("", "clips", "asked", "voices", "frames", "votes", "comparisons"):
             private_folder(self.root / name)
 
     def keep_voice(self, path: Path) -> Path:
@@ -58,10 +64,19 @@ class PageStore:
         return kept
 
     def keep_frame(self, path: Path) -> Path:
-        """A copy of a picture by its content. Raises OSError."""
-        kept = self.root / "frames" / f"{sha256_of(path)}{path.suffix.lower()}"
-        if not kept.is_file():
+        """A copy of a picture by its content; what is neither png nor jpeg becomes a png.
+
+        Raises MediaError for what is no picture, OSError on a full disk.
+        """
+        suffix = path.suffix.lower()
+        as_it_is = suffix in PICTURES
+        kept = self.root / "frames" / f"{sha256_of(path)}{suffix if as_it_is else '.png'}"
+        if not kept.is_file() and as_it_is:
             write_private(kept, path.read_bytes())
+        elif not kept.is_file():
+            written = io.BytesIO()
+            Image.fromarray(read_image(path)).save(written, "png")
+            write_private(kept, written.getvalue())
         return kept
 
     def note(self, id: str, asked: Mapping[str, Any]) -> None:
@@ -74,18 +89,35 @@ class PageStore:
         path = self._asked(id)
         return read_json(path, "remove it") if path.is_file() else {}
 
+    def keep_comparison(self, comparison: Mapping[str, Any]) -> str:
+        """Its key, by which a browser finds it again after the page or the server was closed."""
+        key = secrets.token_hex(16)
+        content = json.dumps(comparison, indent=2, ensure_ascii=False) + "\n"
+        write_private(self.root / "comparisons" / f"{key}.json", content.encode())
+        return key
+
+    def comparison(self, key: Any) -> dict[str, Any]:
+        """{} where there is none."""
+        if not isinstance(key, str) or not _ID.fullmatch(key):
+            return {}
+        path = self.root / "comparisons" / f"{key}.json"
+        return read_json(path, "remove it") if path.is_file() else {}
+
     def clip(self, job: Mapping[str, Any]) -> dict[str, Path]:
         """Files by variant (video, audio), as far as they are here whole."""
         paths = {variant: self._clip(str(job["id"]), variant) for variant in SUFFIXES}
         return {variant: path for variant, path in paths.items() if path.is_file()}
 
     def fetch(self, server: GenerationServer, job: Mapping[str, Any]) -> dict[str, Path]:
-        """Files of a completed job, from the service where they are not here. Raises ValueError or OSError."""
-        for variant in SUFFIXES:
-            path = self._clip(str(job["id"]), variant)
-            if job.get(f"{variant}_bytes") and not path.is_file():
-                server.fetch(str(job["id"]), path, variant)
-        self._make_room(str(job["id"]))
+        """Files of a completed job, fetched where they are not here. Raises ValueError or OSError."""
+        with self._lock:
+            alone = self._fetching.setdefault(str(job["id"]), threading.Lock())
+        with alone:  # several windows may show one clip
+            for variant in SUFFIXES:
+                path = self._clip(str(job["id"]), variant)
+                if job.get(f"{variant}_bytes") and not path.is_file():
+                    server.fetch(str(job["id"]), path, variant)
+                    self._make_room(str(job["id"]))
         return self.clip(job)
 
     def lineage(self, job: Mapping[str, Any], server: str, scores: Any) -> dict[str, Any]:

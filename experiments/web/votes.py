@@ -98,6 +98,9 @@ def _labels(folder: Path, pairs: Sequence[VotePair]) -> tuple[str, str]:
         raise ValueError(
             "pairs of other models in one vote; send those of each two models to a vote of theirs"
         )
+    for label in labels:
+        if problem := name_problem(label):
+            raise ValueError(f"model {label!r}: {problem}")
     for pair in pairs:
         for clip in (pair.first, pair.second):
             if not (clip.job.get("video_bytes") and clip.job.get("audio_bytes")):
@@ -109,8 +112,8 @@ def _labels(folder: Path, pairs: Sequence[VotePair]) -> tuple[str, str]:
     others = sorted(path.name for path in folder.glob("*/") if (path / INDEX).is_file())
     if others and set(others) != set(labels):
         raise ValueError(
-            f"vote {folder.name!r} is about {' and '.join(others)}, these clips are of {' and '.join(labels)}; "
-            "give another name"
+            f"vote {folder.name!r} is about {' and '.join(others)}, these clips are of {' and '.join(labels)}"
+            "; give another name"
         )
     return labels
 
@@ -137,7 +140,7 @@ def _copied(pair: VotePair, clip: VoteClip, place: Path) -> dict[str, Any]:
         _copy(clip.audio, place / f"{name}.wav")
     voices = []
     for number, path in enumerate(pair.references):
-        kept = path and place / "references" / f"{name}-{number}{path.suffix}"
+        kept = path and place.parent / "references" / f"{name}-{number}{path.suffix}"
         if path and kept:
             _copy(path, kept)
         voices.append(str(kept) if kept else "")
