@@ -285,16 +285,13 @@ def _wire_form(page: PageEvents, key: gr.BrowserState, timer: gr.Timer) -> None:
     gr.on(None, page.load, None, [form.message, *form.sides], **QUIET).then(
         page.defaults, [form.sides[0], known], [known, *form.settings], **QUIET
     )
-    form.prompt.input(page.typed, form.typed, checked, trigger_mode="always_last", **QUIET)
-    others = [form.negative, form.seeds, form.size, form.boxes]
-    gr.on(
-        [*(one.blur for one in others), *(one.release for one in (form.seconds, form.steps, *form.guidance))],
-        page.typed,
-        form.typed,
-        checked,
-        trigger_mode="always_last",
-        **QUIET,
-    )
+    typed = [form.prompt, form.negative, form.seeds, form.size, form.boxes]
+    # not `input`, which is of keys alone: texts are pasted and dictated too
+    events = [
+        *(one.change for one in typed),
+        *(one.release for one in (form.seconds, form.steps, *form.guidance)),
+    ]
+    gr.on([*events, form.task.input], page.typed, form.typed, checked, trigger_mode="always_last", **QUIET)
     for side, scale in zip(form.sides, form.scales, strict=True):
         side.input(page.scale, side, scale, **QUIET).then(page.typed, form.typed, checked, **QUIET)
     form.sides[0].input(page.defaults, [form.sides[0], known], [known, *form.settings], **QUIET)
@@ -315,6 +312,4 @@ def _wire_history(page: PageEvents, tabs: gr.Tabs) -> None:
     parts.delete.click(lambda: gr.update(visible=True), None, parts.really, **QUIET)
     parts.really.click(page.forget, chosen, listed, **PLAIN_EVENT)
     taken = [tabs, form.prompt, form.negative, form.seeds, form.task, *form.settings]
-    parts.reuse.click(page.reuse, [jobs, chosen], taken, **PLAIN_EVENT).then(
-        page.typed, form.typed, [form.check, form.message, *form.voices], **QUIET
-    )
+    parts.reuse.click(page.reuse, [jobs, chosen], taken, **PLAIN_EVENT)

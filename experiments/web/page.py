@@ -76,7 +76,7 @@ class FormParts:
 class SlotParts:
     """A seed's clips: players and facts of A and B."""
 
-    group: gr.Group
+    group: gr.Column
     title: gr.HTML
     columns: Sequence[gr.Column]
     clips: Sequence[gr.HTML]
@@ -90,7 +90,7 @@ class SlotParts:
 
 @dataclass(frozen=True)
 class VoteParts:
-    box: gr.Group
+    box: gr.Column
     name: gr.Textbox
     send: gr.Button
     message: gr.HTML
@@ -102,7 +102,7 @@ class HistoryParts:
     refresh: gr.Button
     older: gr.Button
     message: gr.HTML
-    box: gr.Group
+    box: gr.Column
     clip: gr.HTML
     facts: gr.HTML
     reuse: gr.Button
@@ -116,10 +116,10 @@ def form_parts() -> FormParts:
         with gr.Column(scale=6, min_width=300):
             prompt, check, negative = _texts()
             voices, frame, fit = _files()
+            guidance, boxes = _guidance()
         with gr.Column(scale=5, min_width=300):
             sides, scales = _sides()
             seeds, seconds, size, steps, task = _numbers()
-            guidance, boxes = _guidance()
             with gr.Row():
                 make = gr.Button("Make clips", variant="primary", elem_id="nava-make", min_width=120)
                 cancel = gr.Button(
@@ -151,7 +151,7 @@ def form_parts() -> FormParts:
 def _texts() -> tuple[gr.Textbox, gr.HTML, gr.Textbox]:
     prompt = gr.Textbox(
         label="Prompt",
-        info="What is seen and heard. Words to be spoken stand between <S> and <E>.".replace("<", "&lt;"),
+        info="What is seen and heard. Words to be spoken stand between `<S>` and `<E>`.",
         placeholder="A woman stands in a kitchen and says: <S>seven<E>.",
         lines=4,
         max_lines=14,
@@ -257,9 +257,7 @@ def _numbers() -> tuple[gr.Textbox, gr.Slider, gr.Textbox, gr.Slider, gr.Dropdow
 
 
 def _guidance() -> tuple[list[gr.Slider], gr.Textbox]:
-    with gr.Accordion(
-        "Guidance: how far to go beyond what the model would do", open=False, elem_id="nava-guidance"
-    ):
+    with gr.Accordion("Guidance", open=False, elem_id="nava-guidance"):
         sliders = [
             gr.Slider(-2.0, 12.0, 0.0, step=0.1, label=name, info=f"{info} 0 is off.", elem_id=f"nava-{name}")
             for name, info in GUIDANCE.items()
@@ -275,7 +273,7 @@ def slot_parts() -> list[SlotParts]:
 
 def _slot(number: int) -> SlotParts:
     columns, clips, facts = [], [], []
-    with gr.Group(visible=False, elem_classes="nava-slot", elem_id=f"nava-slot-{number}") as group:
+    with gr.Column(visible=False, elem_classes="nava-slot", elem_id=f"nava-slot-{number}") as group:
         title = gr.HTML()
         with gr.Row():
             for side in "AB":
@@ -287,14 +285,17 @@ def _slot(number: int) -> SlotParts:
 
 
 def vote_parts() -> VoteParts:
-    with gr.Group(visible=False, elem_id="nava-vote") as box:
-        name = gr.Textbox(
-            value="vote",
-            label="Send these pairs to a vote",
-            info="Pairs of one name gather in one vote; the finished ones above are added.",
-            elem_id="nava-vote-name",
-        )
-        send = gr.Button("Send these pairs to a vote", elem_id="nava-vote-send")
+    with gr.Column(visible=False, elem_id="nava-vote") as box:
+        with gr.Row(equal_height=True):
+            name = gr.Textbox(
+                value="vote",
+                label="Name of a vote",
+                info="Pairs of one name gather in one vote; the finished ones above are added.",
+                elem_id="nava-vote-name",
+                scale=3,
+                min_width=200,
+            )
+            send = gr.Button("Send these pairs to a vote", elem_id="nava-vote-send", scale=1, min_width=200)
         message = gr.HTML(elem_id="nava-vote-message")
     return VoteParts(box, name, send, message)
 
@@ -315,7 +316,7 @@ def history_parts() -> HistoryParts:
         column_widths=["9em", "7em", "9em", "7em", "18em"],
         elem_id="nava-history",
     )
-    with gr.Group(visible=False, elem_id="nava-chosen") as box:
+    with gr.Column(visible=False, elem_id="nava-chosen") as box:
         clip, facts = gr.HTML(elem_classes="nava-clip"), gr.HTML(elem_classes="nava-facts")
         with gr.Row():
             reuse = gr.Button("Take over into the form", size="sm", min_width=140, elem_id="nava-reuse")

@@ -109,7 +109,7 @@ class PageScorer:
         else:
             score = self._alone(name, clip)
         url = self.options[name].get("url")
-        source = f"by {name}, of the service {url}" if url else f"by {name}, in this page's process"
+        source = f"{name}, by the service {url}" if url else f"{name}, by this page"
         return ShownScore(name, known.title, known.unit, known.lower_is_better, source, full_score(score))
 
     def _alone(self, name: str, clip: Clip) -> Score:
