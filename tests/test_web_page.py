@@ -1,4 +1,4 @@
-"""The page in a real browser: a prompt, clips, their sound, scores, a vote. A small random model makes them."""
+"""The page in a real browser: a prompt, clips of a small random model, their sound, scores, a vote."""
 
 import json
 import os
@@ -24,12 +24,13 @@ from experiments.web.server import page_app
 pytest_plugins = ("voting_browser",)  # fixtures
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1800),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium (apt-get install chromium)"),
 ]
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT = "A woman in a red coat says: <S>seven<E>."
+WAIT_MS = 300_000  # a busy machine is slow, not wrong
 BOX, VIDEOS = "#nava-prompt textarea", ".nava-slot video"
 HEARD = "video => [video.ended, video.webkitAudioDecodedByteCount > 0, video.videoWidth > 0]"
 
@@ -59,9 +60,9 @@ def page_at(browser, url, **options):
     with opened(browser, "about:blank", **options) as page:
         asked = set()
         page.on("request", lambda request: asked.add(request.url))
+        page.set_default_timeout(WAIT_MS)
         page.goto(url)
         page.wait_for_selector(BOX)
-        page.wait_for_function("document.querySelector('#nava-size input, #nava-size textarea')?.value")
         yield page
         hosts = {address.split("/")[2] for address in asked if not address.startswith(("data:", "blob:"))}
         assert hosts == {url.split("/")[2]}, hosts
@@ -81,15 +82,13 @@ def write(page, prompt=PROMPT, seeds="1", seconds="1", other="") -> None:
 
 def make(page, count: int) -> None:
     page.click("#nava-make")
-    page.locator(VIDEOS).nth(count - 1).wait_for(timeout=180_000)
+    page.locator(VIDEOS).nth(count - 1).wait_for()
 
 
 def hear(page) -> None:
     """Both clips of the first seed, by the button."""
     page.locator("[data-nava-both]").first.click()
-    page.wait_for_function(
-        "[...document.querySelectorAll('#nava-slot-0 video')].every(video => video.ended)", timeout=120_000
-    )
+    page.wait_for_function("[...document.querySelectorAll('#nava-slot-0 video')].every(video => video.ended)")
     heard = page.locator("#nava-slot-0 video").evaluate_all(f"all => all.map({HEARD})")
     assert heard == [[True, True, True]] * 2, heard
 
@@ -136,7 +135,7 @@ def test_a_prompt_two_clips_and_a_vote(browser, pages, tmp_path):
         assert page.inner_text(".nava-speech") == "seven"
         make(page, 2)
         hear(page)
-        page.wait_for_selector("#nava-slot-0 .nava-scores dt", timeout=120_000)
+        page.wait_for_selector("#nava-slot-0 .nava-scores dt")
         facts = page.inner_text("#nava-slot-0")
         assert "none: no mouth box" in facts and "none: no reference voice" in facts
         assert "Word error rate" in facts and "wer_pocketsphinx, by this page" in facts
@@ -164,7 +163,7 @@ def test_a_page_that_was_closed_comes_back_dark(browser, pages):
         make(page, 2)
         page.reload()
         page.locator(VIDEOS).nth(1).wait_for()
-        page.wait_for_selector("#nava-slot-0 .nava-scores dt", timeout=120_000)
+        page.wait_for_selector("#nava-slot-0 .nava-scores dt")
         shoot(page, "web_dark", full_page=True)
 
 
@@ -178,7 +177,7 @@ def test_on_a_phone(browser, pages):
     with page_at(browser, pages[0], **phone) as page:
         write(page)
         make(page, 1)
-        page.wait_for_selector("#nava-slot-0 .nava-scores dt", timeout=120_000)
+        page.wait_for_selector("#nava-slot-0 .nava-scores dt")
         assert fits(page)
         page.locator("#nava-slot-0").scroll_into_view_if_needed()
         shoot(page, "web_phone")
@@ -193,7 +192,7 @@ def test_a_voice_for_each_span_and_its_similarity(browser, pages, made):
         page.set_input_files("#nava-voice-1 input[type=file]", str(made / "voice.wav"))
         page.wait_for_selector("#nava-voice-1 [aria-label*=Play], #nava-voice-1 .waveform-container")
         make(page, 1)
-        page.wait_for_selector("#nava-slot-0 .nava-scores dt", timeout=120_000)
+        page.wait_for_selector("#nava-slot-0 .nava-scores dt")
         assert "none: no reference voice" not in page.inner_text("#nava-slot-0")
 
 
@@ -208,13 +207,11 @@ def test_waiting_cancelling_and_the_history(browser, pages, service):
             assert "0 of 2 clips made" in page.inner_text("#nava-progress")
             shoot(page, "web_waiting")
             page.click("#nava-cancel")
-            page.wait_for_function(
-                "[...document.querySelectorAll('.nava-empty')].filter(one => /cancelled/.test(one.innerText)).length == 2"
-            )
+            page.locator(".nava-empty").filter(has_text="cancelled").nth(1).wait_for()
         finally:
             worker.hold = False
         page.get_by_role("tab", name="History").click()
-        row = page.locator("#nava-history td").filter(has_text="A ball that nobody waits for.").first
+        row = page.get_by_role("gridcell").filter(has_text="A ball that nobody waits for.").first
         row.click()
         page.wait_for_selector("#nava-chosen")
         assert "cancelled" in page.inner_text("#nava-chosen")

@@ -21,7 +21,7 @@ from experiments.web.form import (
     mouth_boxes_of,
     seeds_of,
 )
-from experiments.web.page import FormParts, HistoryParts, SlotParts, VoteParts
+from experiments.web.page import FormParts, HistoryParts, Opening, SlotParts, VoteParts
 from experiments.web.prompts import prompt_html, read_typed
 from experiments.web.services import ModelSide
 from experiments.web.views import (
@@ -53,6 +53,7 @@ class PageEvents:
     slots: Sequence[SlotParts]
     vote: VoteParts
     history: HistoryParts
+    opening: Opening
 
     def form_of(self, values: Values, with_files: bool = True) -> PageForm:
         """What was filled in. Raises ValueError in one line."""
@@ -150,41 +151,29 @@ class PageEvents:
         return vote_html(sets)
 
     def load(self) -> list[Any]:
-        """[message, model A, model B, history's outputs...] of a page that was just opened."""
-        sides, wrong = self.desk.services.sides()
-        choices = [
-            (
-                ModelSide(side.service, side.model, side.adapter).label,
-                json.dumps([side.service, side.adapter]),
-            )
-            for side in sides
+        """[message, model A, model B] of a page that was just opened: models may have come or gone."""
+        opening, wrong = opening_of(self.desk)
+        same = list(opening.choices) == list(self.opening.choices)
+        sides = [
+            gr.skip()
+            if same
+            else gr.update(choices=opening.choices_of(side), value=opening.first if side == "A" else "")
+            for side in "AB"
         ]
-        first = choices[0][1] if choices else ""
-        return [
-            message_html("; ".join(wrong), bad=True),
-            gr.update(choices=choices or [("nothing", "")], value=first),
-            gr.update(choices=[("nothing", ""), *choices], value=""),
-        ]
+        return [message_html("; ".join(wrong), bad=True), *sides]
 
-    def defaults(self, chosen: str, known: str) -> list[Any]:
+    def defaults(self, chosen: str, known: str | None) -> list[Any]:
         """[the service whose defaults are in the form, seconds, size, steps, guidance...]"""
         service = json.loads(chosen)[0] if chosen else None
-        untouched = [gr.skip()] * (1 + len(self.form.settings))
         if service is None or service == known:
-            return untouched
-        try:
-            offer = self.desk.services.offer(service)
-        except (ValueError, OSError):
-            return untouched
-        config, limits = offer.config, offer.limits
-        scales = [getattr(config.sampler.guidance, name) for name in GUIDANCE]
-        seconds = round(config.num_frames / config.fps, 2)
+            return [gr.skip()] * (1 + len(self.form.settings))
+        opening = defaults_of(self.desk, service, ())
         return [
-            service,
-            gr.update(minimum=0.05, maximum=limits.seconds_of_clip, value=seconds),
-            f"{config.width}x{config.height}",
-            gr.update(maximum=limits.steps, value=config.sampler.steps),
-            *scales,
+            opening.service,
+            gr.update(maximum=opening.most_seconds, value=opening.seconds),
+            opening.size,
+            gr.update(maximum=opening.most_steps, value=opening.steps),
+            *opening.guidance,
         ]
 
     def scale(self, chosen: str) -> Any:
@@ -201,51 +190,84 @@ class PageEvents:
         return [jobs, further, rows, gr.update(interactive=bool(further)), message, gr.update(visible=False)]
 
     def chosen(self, jobs: Sequence[tuple[str, Job]], event: gr.SelectData) -> list[Any]:
-        """[the job, box, clip, facts, message, cancel button, really button]"""
+        """[the job, timer, box, clip, facts, message, cancel button, really button]"""
         number = event.index[0] if isinstance(event.index, (list, tuple)) else event.index
         service, job = jobs[number]
-        return [[service, job["id"]], *self._chosen(self.desk.one(service, job))]
+        clip = self.desk.one(service, job)
+        return [[service, job["id"], clip.ended], gr.Timer(active=not clip.settled), *self._chosen(clip)]
 
     def _chosen(self, clip: SeenClip) -> list[Any]:
         waits = gr.update(interactive=not clip.ended)
         hidden = gr.update(visible=False)
         return [gr.update(visible=True), clip_html(clip, ""), facts_html(clip), "", waits, hidden]
 
-    def again(self, chosen: Sequence[str]) -> list[Any]:
-        """As `chosen` without the job: as it is now."""
-        return self._on_job(chosen, lambda service, job: None)
+    def follow(self, chosen: Sequence[Any]) -> list[Any]:
+        """[the job, clip, facts, timer] of the chosen job as it is now; the unchanged is skipped."""
+        try:
+            service, id, ended = chosen
+            clip = self.desk.one(service, self.desk.services.servers[service].poll(id))
+        except (ValueError, OSError, KeyError):
+            return [gr.skip(), gr.skip(), gr.skip(), gr.Timer(active=False)]
+        player = clip_html(clip, "") if clip.ended and not ended else gr.skip()
+        return [[service, id, clip.ended], player, facts_html(clip), gr.Timer(active=not clip.settled)]
 
-    def end(self, chosen: Sequence[str]) -> list[Any]:
-        """Cancel the chosen job."""
+    def end(self, chosen: Sequence[Any]) -> list[Any]:
+        """Cancel the chosen job: as `chosen` without job and timer."""
         return self._on_job(
             chosen, lambda service, job: self.desk.services.servers[service].cancel(job["id"])
         )
 
-    def _on_job(self, chosen: Sequence[str], act: Callable[[str, Job], Any]) -> list[Any]:
+    def _on_job(self, chosen: Sequence[Any], act: Callable[[str, Job], Any]) -> list[Any]:
         try:
-            service, id = chosen
+            service, id, _ = chosen
             act(service, {"id": id})
             job = self.desk.services.servers[service].poll(id)
             return self._chosen(self.desk.one(service, job))
         except (ValueError, OSError, KeyError) as error:
             return [*[gr.skip()] * 3, message_html(one_line(error, 300), bad=True), gr.skip(), gr.skip()]
 
-    def forget(self, chosen: Sequence[str]) -> list[Any]:
+    def forget(self, chosen: Sequence[Any]) -> list[Any]:
         """History's outputs, without the job."""
         try:
-            self.desk.forget(*chosen)
+            self.desk.forget(*chosen[:2])
         except (ValueError, OSError, KeyError) as error:
             return [*[gr.skip()] * 4, message_html(one_line(error, 300), bad=True), gr.skip()]
         return self.listed({})
 
-    def reuse(self, jobs: Sequence[tuple[str, Job]], chosen: Sequence[str]) -> list[Any]:
+    def reuse(self, jobs: Sequence[tuple[str, Job]], chosen: Sequence[Any]) -> list[Any]:
         """[tabs, prompt, negative, seeds, task, seconds, size, steps, guidance...] of a job."""
-        job = next(job for service, job in jobs if [service, job["id"]] == list(chosen))
+        job = next(job for service, job in jobs if [service, job["id"]] == chosen[:2])
         scales = [job["guidance"].get(name, gr.skip()) for name in GUIDANCE]
         task = job["task"] if job["task"] in ("T2A", "T2V") else ""
         texts = [job["prompt"], job["negative_prompt"] or "", str(job["seed"]), task]
         size = job["size"] or gr.skip()
         return [gr.Tabs(selected="make"), *texts, float(job["seconds"]), size, job["steps"], *scales]
+
+
+def opening_of(desk: PageDesk) -> tuple[Opening, list[str]]:
+    """What the page begins with, and a line for each service that does not answer."""
+    sides, wrong = desk.services.sides()
+    choices = [(side.label, json.dumps([side.service, side.adapter])) for side in sides]
+    return (defaults_of(desk, sides[0].service, choices) if sides else Opening()), wrong
+
+
+def defaults_of(desk: PageDesk, service: str, choices: Sequence[tuple[str, str]]) -> Opening:
+    """Of a service, as it says; those of no service where it does not answer."""
+    try:
+        offer = desk.services.offer(service)
+    except (ValueError, OSError):
+        return Opening(choices)
+    config, limits = offer.config, offer.limits
+    return Opening(
+        choices,
+        service,
+        seconds=round(config.num_frames / config.fps, 2),
+        most_seconds=limits.seconds_of_clip,
+        size=f"{config.width}x{config.height}",
+        steps=config.sampler.steps,
+        most_steps=limits.steps,
+        guidance=[getattr(config.sampler.guidance, name) for name in GUIDANCE],
+    )
 
 
 def _slot_values(pairs: Sequence[Sequence[SeenClip]], number: int) -> list[Any]:
@@ -280,7 +302,7 @@ def wire(page: PageEvents, tabs: gr.Tabs, progress: gr.HTML) -> None:
 
 
 def _wire_form(page: PageEvents, key: gr.BrowserState, timer: gr.Timer) -> None:
-    form, known = page.form, gr.State(None)
+    form, known = page.form, gr.State(page.opening.service)
     checked = [form.check, form.message, *form.voices]
     gr.on(None, page.load, None, [form.message, *form.sides], **QUIET).then(
         page.defaults, [form.sides[0], known], [known, *form.settings], **QUIET
@@ -307,7 +329,9 @@ def _wire_history(page: PageEvents, tabs: gr.Tabs) -> None:
     gr.on([parts.refresh.click], lambda: page.listed({}), None, listed, **PLAIN_EVENT)
     tabs.select(lambda: page.listed({}), None, listed, **QUIET)
     parts.older.click(page.listed, further, listed, **PLAIN_EVENT)
-    parts.table.select(page.chosen, jobs, [chosen, *seen], **PLAIN_EVENT)
+    timer = gr.Timer(1.0, active=False)
+    parts.table.select(page.chosen, jobs, [chosen, timer, *seen], **PLAIN_EVENT)
+    timer.tick(page.follow, chosen, [chosen, parts.clip, parts.facts, timer], **QUIET)
     parts.cancel.click(page.end, chosen, seen, **PLAIN_EVENT)
     parts.delete.click(lambda: gr.update(visible=True), None, parts.really, **QUIET)
     parts.really.click(page.forget, chosen, listed, **PLAIN_EVENT)

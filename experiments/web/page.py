@@ -13,7 +13,7 @@ from experiments.web.views import HISTORY_COLUMNS
 
 FITS = [("cut to the size", "crop"), ("with bars", "pad"), ("stretched", "stretch"), ("must fit", "exact")]
 TASKS = [
-    ("pictures and sound (from what is given)", ""),
+    ("pictures and sound", ""),
     ("sound alone", "T2A"),
     ("pictures alone", "T2V"),
 ]
@@ -21,6 +21,29 @@ BOXES_INFO = (
     "Where the sync score looks: x0,y0,x1,y1 in pixels for each face, `;` between faces. Leave it empty for "
     "rewards that find faces themselves."
 )
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What the page begins with: sides as (label, value), and the defaults and limits of the first one."""
+
+    choices: Sequence[tuple[str, str]] = ()
+    service: str | None = None
+    seconds: float = 1.0
+    most_seconds: float = 60.0
+    size: str = ""
+    steps: int = 14
+    most_steps: int = 200
+    guidance: Sequence[float] = (0.0,) * len(GUIDANCE)
+
+    @property
+    def first(self) -> str:
+        return self.choices[0][1] if self.choices else ""
+
+    def choices_of(self, side: str) -> list[tuple[str, str]]:
+        """B may be nothing; A only where there is no model."""
+        nothing = [] if side == "A" and self.choices else [("nothing", "")]
+        return [*nothing, *self.choices]
 
 
 @dataclass(frozen=True)
@@ -111,15 +134,15 @@ class HistoryParts:
     really: gr.Button
 
 
-def form_parts() -> FormParts:
+def form_parts(opening: Opening) -> FormParts:
     with gr.Row():
         with gr.Column(scale=6, min_width=300):
             prompt, check, negative = _texts()
             voices, frame, fit = _files()
-            guidance, boxes = _guidance()
+            guidance, boxes = _guidance(opening)
         with gr.Column(scale=5, min_width=300):
-            sides, scales = _sides()
-            seeds, seconds, size, steps, task = _numbers()
+            sides, scales = _sides(opening)
+            seeds, seconds, size, steps, task = _numbers(opening)
             with gr.Row():
                 make = gr.Button("Make clips", variant="primary", elem_id="nava-make", min_width=120)
                 cancel = gr.Button(
@@ -169,7 +192,7 @@ def _texts() -> tuple[gr.Textbox, gr.HTML, gr.Textbox]:
 
 
 def _files() -> tuple[list[gr.Audio], gr.Image, gr.Dropdown]:
-    with gr.Accordion("Voices: one for each speech span, in order", open=False, elem_id="nava-voices"):
+    with gr.Accordion("Voices, one for each span in order", open=False, elem_id="nava-voices"):
         voices = [
             gr.Audio(
                 sources=["upload", "microphone"],
@@ -194,7 +217,7 @@ def _files() -> tuple[list[gr.Audio], gr.Image, gr.Dropdown]:
     return voices, frame, fit
 
 
-def _sides() -> tuple[list[gr.Dropdown], list[gr.Slider]]:
+def _sides(opening: Opening) -> tuple[list[gr.Dropdown], list[gr.Slider]]:
     dropdowns, scales = [], []
     told = ("What makes the clips.", "A second model or adapter, from the same noise, beside it.")
     with gr.Row():
@@ -202,8 +225,8 @@ def _sides() -> tuple[list[gr.Dropdown], list[gr.Slider]]:
             with gr.Column(min_width=140):
                 dropdowns.append(
                     gr.Dropdown(
-                        [("nothing", "")],
-                        value="",
+                        opening.choices_of(side),
+                        value=opening.first if side == "A" else "",
                         label=f"Model {side}",
                         info=info,
                         elem_id=f"nava-model-{side}",
@@ -223,7 +246,7 @@ def _sides() -> tuple[list[gr.Dropdown], list[gr.Slider]]:
     return dropdowns, scales
 
 
-def _numbers() -> tuple[gr.Textbox, gr.Slider, gr.Textbox, gr.Slider, gr.Dropdown]:
+def _numbers(opening: Opening) -> tuple[gr.Textbox, gr.Slider, gr.Textbox, gr.Slider, gr.Dropdown]:
     with gr.Row():
         seeds = gr.Textbox(
             label="Seeds",
@@ -232,12 +255,16 @@ def _numbers() -> tuple[gr.Textbox, gr.Slider, gr.Textbox, gr.Slider, gr.Dropdow
             min_width=140,
         )
         size = gr.Textbox(
-            label="Size", info="WIDTHxHEIGHT, multiples of 32.", elem_id="nava-size", min_width=140
+            value=opening.size,
+            label="Size",
+            info="WIDTHxHEIGHT, multiples of 32.",
+            elem_id="nava-size",
+            min_width=140,
         )
     seconds = gr.Slider(
         0.05,
-        60.0,
-        1.0,
+        opening.most_seconds,
+        opening.seconds,
         step=0.01,
         label="Seconds",
         info="The nearest length that can be made is taken.",
@@ -245,8 +272,8 @@ def _numbers() -> tuple[gr.Textbox, gr.Slider, gr.Textbox, gr.Slider, gr.Dropdow
     )
     steps = gr.Slider(
         1,
-        200,
-        14,
+        opening.most_steps,
+        opening.steps,
         step=1,
         label="Steps",
         info="More are slower and finer, up to a point.",
@@ -256,11 +283,13 @@ def _numbers() -> tuple[gr.Textbox, gr.Slider, gr.Textbox, gr.Slider, gr.Dropdow
     return seeds, seconds, size, steps, task
 
 
-def _guidance() -> tuple[list[gr.Slider], gr.Textbox]:
+def _guidance(opening: Opening) -> tuple[list[gr.Slider], gr.Textbox]:
     with gr.Accordion("Guidance", open=False, elem_id="nava-guidance"):
         sliders = [
-            gr.Slider(-2.0, 12.0, 0.0, step=0.1, label=name, info=f"{info} 0 is off.", elem_id=f"nava-{name}")
-            for name, info in GUIDANCE.items()
+            gr.Slider(
+                -2.0, 12.0, scale, step=0.1, label=name, info=f"{info} 0 is off.", elem_id=f"nava-{name}"
+            )
+            for (name, info), scale in zip(GUIDANCE.items(), opening.guidance, strict=True)
         ]
     with gr.Accordion("For the scores", open=False):
         boxes = gr.Textbox(label="Mouth boxes", info=BOXES_INFO, elem_id="nava-boxes")
@@ -286,7 +315,7 @@ def _slot(number: int) -> SlotParts:
 
 def vote_parts() -> VoteParts:
     with gr.Column(visible=False, elem_id="nava-vote") as box:
-        with gr.Row(equal_height=True):
+        with gr.Row():
             name = gr.Textbox(
                 value="vote",
                 label="Name of a vote",
@@ -313,7 +342,7 @@ def history_parts() -> HistoryParts:
         wrap=True,
         max_height=420,
         buttons=[],
-        column_widths=["9em", "7em", "9em", "7em", "18em"],
+        column_widths=["165px", "110px", "150px", "120px", "400px"],
         elem_id="nava-history",
     )
     with gr.Column(visible=False, elem_id="nava-chosen") as box:

@@ -6,6 +6,7 @@ import contextlib
 import hmac
 import os
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,20 +60,23 @@ def page_app(desk: PageDesk, password: str = "", title: str = "NAVA") -> FastAPI
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
     import gradio as gr
 
-    from experiments.web.events import PageEvents, wire
+    from experiments.web.events import PageEvents, opening_of, wire
     from experiments.web.page import form_parts, history_parts, slot_parts, vote_parts
 
+    opening, wrong = opening_of(desk)
+    for line in wrong:
+        print(f"warning: {shown(line)}", file=sys.stderr, flush=True)
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 86_400)) as blocks:
         gr.HTML(f'<div class="nava-head"><h1>{title}</h1><p>pictures and speech from one prompt</p></div>')
         with gr.Tabs() as tabs:
             with gr.Tab("Make", id="make"):
-                form = form_parts()
+                form = form_parts(opening)
                 progress = gr.HTML(elem_id="nava-progress")
                 slots = slot_parts()
                 vote = vote_parts()
             with gr.Tab("History", id="history"):
                 history = history_parts()
-        wire(PageEvents(desk, form, slots, vote, history), tabs, progress)
+        wire(PageEvents(desk, form, slots, vote, history, opening), tabs, progress)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     theme = gr.themes.Default(primary_hue="indigo", neutral_hue="slate", font=FONTS, font_mono=MONO)
     mounted = gr.mount_gradio_app(
