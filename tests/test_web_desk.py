@@ -76,7 +76,7 @@ def test_pairs_from_the_form_to_their_files(world):
 def test_waiting_and_cancelling(world):
     desk, worker, _ = world
     made = desk.make(PageForm(prompt="hold"), [A, B])
-    wait_until(lambda: desk.look(made)[0][0].job["status"] == "in_progress", "begun")
+    wait_until(lambda: desk.look(made)[0][0].job["progress"] == 50, "half done")
     running, waiting = desk.look(made)[0]
     assert progress_of(running) == ("is made, 50 %, no estimate yet", 0.5)
     assert progress_of(waiting)[0].startswith("waits, next")

@@ -1,5 +1,6 @@
 """The page in a real browser: a prompt, clips of a small random model, their sound, scores, a vote."""
 
+import contextlib
 import json
 import os
 import re
@@ -7,9 +8,9 @@ import shlex
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 from video_model import shared_model
 from video_world import TOKEN, wait_until
@@ -54,7 +55,7 @@ def pages(service, tmp_path_factory):
     desk.close()
 
 
-@contextmanager
+@contextlib.contextmanager
 def page_at(browser, url, **options):
     """The page, filled with the model's defaults; it may ask no other host."""
     with opened(browser, "about:blank", **options) as page:
@@ -118,6 +119,12 @@ def vote_on(page, folder: Path) -> None:
     assert (
         "made ready, 1 cases of small, small+look" in said[0] and sum("/r/" in line for line in said) == 2
     ), said
+
+
+def _answers(url: str) -> bool:
+    with contextlib.suppress(httpx.HTTPError):
+        return httpx.get(url).status_code == 200
+    return False
 
 
 def test_a_prompt_two_clips_and_a_vote(browser, pages, tmp_path):

@@ -219,7 +219,7 @@ def _files() -> tuple[list[gr.Audio], gr.Image, gr.Dropdown]:
 
 def _sides(opening: Opening) -> tuple[list[gr.Dropdown], list[gr.Slider]]:
     dropdowns, scales = [], []
-    told = ("What makes the clips.", "A second model or adapter, from the same noise, beside it.")
+    told = ("What makes the clips.", "Beside A, from the same noise.")
     with gr.Row():
         for side, info in zip("AB", told, strict=True):
             with gr.Column(min_width=140):

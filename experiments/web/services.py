@@ -18,6 +18,7 @@ from pretrain.flow.guidance import GuidanceScales
 from pretrain.generation.config import GenerateConfig
 from pretrain.prompt.names import name_problem
 from pretrain.sampling import SamplerConfig
+from rewards.http import check_address
 
 USUAL_URL = "http://127.0.0.1:8124"
 TOKEN_VARIABLE = "NAVA_API_TOKEN"
@@ -152,6 +153,7 @@ def services_of(places: Sequence[str], token_files: Sequence[str], default: Path
         name = name or ("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[number % 26] if len(places) > 1 else "")
         if name in urls:
             raise ValueError(f"{place}: a service is called {name!r} already; give each its own NAME=URL")
+        check_address(url, name or "url")
         urls[name] = url
     given: dict[str, Path] = {}
     for text in token_files:

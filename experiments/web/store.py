@@ -21,6 +21,7 @@ from PIL import Image
 
 from experiments.generation_client import GenerationServer
 from orchestration.private_files import private_folder, write_private
+from pretrain.config import one_line
 from pretrain.files import read_json, sha256_of
 from pretrain.media.read import read_media, read_metadata
 from pretrain.media.stills import read_image
@@ -128,7 +129,7 @@ class PageStore:
             "service": server,
             "job": dict(job),
             "files": {variant: {"sha256": sha256_of(path)} for variant, path in files.items()},
-            "marks": read_metadata(video) if video else {},
+            "marks": _marks(video) if video else {},
             "references": [path and {"sha256": Path(path).stem} for path in asked.get("references", ())],
             "first_frame": asked.get("first_frame") and {"sha256": Path(asked["first_frame"]).stem},
             "scores": scores,
@@ -166,6 +167,14 @@ class PageStore:
 
     def _asked(self, id: str) -> Path:
         return self.root / "asked" / f"{_checked(id)}.json"
+
+
+def _marks(video: Path) -> dict[str, str]:
+    """What the file says of itself, or why it cannot be read."""
+    try:
+        return read_metadata(video)
+    except ValueError as error:
+        return {"unreadable": one_line(error, 300)}
 
 
 def _checked(id: str) -> str:
