@@ -107,6 +107,7 @@ def vote_on(page, folder: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=_interruptible,
     )
     assert process.stdout is not None
     said = []
@@ -119,6 +120,11 @@ def vote_on(page, folder: Path) -> None:
     assert (
         "made ready, 1 cases of small, small+look" in said[0] and sum("/r/" in line for line in said) == 2
     ), said
+
+
+def _interruptible() -> None:
+    """Also where the tests run in the background of a shell, which ignores SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _answers(url: str) -> bool:
@@ -233,7 +239,9 @@ def test_refusals_and_a_service_that_is_away_are_one_line(browser, pages, tmp_pa
         write(page)
         page.locator("#nava-size").locator("input, textarea").first.fill("65x64")
         page.wait_for_selector("#nava-message .nava-bad")
-        assert "would be refused: size: must be a multiple of 32" in page.inner_text("#nava-message")
+        assert "would be refused: width: must be a multiple of 32 pixels, got 65" in page.inner_text(
+            "#nava-message"
+        )
         page.click("#nava-make")
         page.wait_for_function("!/would be/.test(document.querySelector('#nava-message').innerText)")
         assert page.inner_text("#nava-message").count("\n") == 0
@@ -255,13 +263,14 @@ def test_a_login_guards_page_and_clips(browser, service, tmp_path):
     (tmp_path / "web" / "asked" / "video_0.json").write_text("{}")
     with served(page_app(desk, "a password")) as url, opened(browser, url) as page:
         assert page.request.get(f"{url}/gradio_api/file={clip}").status == 401
-        page.get_by_label("username").or_(page.locator("input").first).first.fill("nava")
-        page.locator("input[type=password]").fill("wrong password")
-        page.get_by_role("button").first.click()
-        page.wait_for_timeout(1000)
-        assert not page.is_visible(BOX)
-        page.locator("input[type=password]").fill("a password")
-        page.get_by_role("button").first.click()
+        page.set_default_timeout(WAIT_MS)
+        for password in ("wrong password", "a password"):
+            assert not page.is_visible(BOX)
+            page.locator("input").first.fill("nava")
+            page.locator("input[type=password]").fill(password)
+            with page.expect_response(lambda answer: answer.url.endswith("/login")) as answered:
+                page.get_by_role("button", name="Login").click()
+            assert answered.value.ok == (password == "a password")
         page.wait_for_selector(BOX)
         assert page.request.get(f"{url}/gradio_api/file={clip}").body() == b"secret"
         for hidden in (tmp_path / "web" / "asked" / "video_0.json", ROOT / "README.md", Path("/etc/passwd")):
@@ -305,5 +314,5 @@ def test_the_commands_themselves(browser, made, tmp_path):
                 vote_on(page, tmp_path)
         finally:
             page_process.send_signal(signal.SIGINT)
-            assert page_process.wait(60) == 0
+            assert page_process.wait(300) == 0
             end(service)

@@ -303,7 +303,7 @@ def slot_parts() -> list[SlotParts]:
 def _slot(number: int) -> SlotParts:
     columns, clips, facts = [], [], []
     with gr.Column(visible=False, elem_classes="nava-slot", elem_id=f"nava-slot-{number}") as group:
-        title = gr.HTML()
+        title = gr.HTML(elem_classes="nava-clip")
         with gr.Row():
             for side in "AB":
                 with gr.Column(visible=side == "A", min_width=260, elem_classes=f"nava-{side}") as column:
