@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
+import gradio as gr  # pyright: ignore[reportMissingImports] (an extra)
 
 from experiments.generation_client import Job
 from experiments.web.desk import PageDesk, SeenClip
@@ -41,7 +41,7 @@ PLAIN_EVENT: dict[str, Any] = {
     "api_visibility": "private",
     "concurrency_limit": None,
 }
-Values = Mapping[Any, Any]
+FilledIn = Mapping[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class PageEvents:
     history: HistoryParts
     opening: Opening
 
-    def form_of(self, values: Values, with_files: bool = True) -> PageForm:
+    def form_of(self, values: FilledIn, with_files: bool = True) -> PageForm:
         """What was filled in. Raises ValueError in one line."""
         form = self.form
         prompt = str(values[form.prompt] or "")
@@ -80,7 +80,7 @@ class PageEvents:
             mouth_boxes=mouth_boxes_of(str(values[form.boxes] or "")),
         )
 
-    def sides_of(self, values: Values) -> list[ModelSide]:
+    def sides_of(self, values: FilledIn) -> list[ModelSide]:
         """A, and B where one is chosen. Raises ValueError or ConnectionError in one line."""
         found = []
         for chosen, scale in zip(self.form.sides, self.form.scales, strict=True):
@@ -91,7 +91,7 @@ class PageEvents:
             raise ValueError("model A: none; start a service (`nava serve generate`) and load the page again")
         return found
 
-    def typed(self, values: Values) -> list[Any]:
+    def typed(self, values: FilledIn) -> list[Any]:
         """The prompt with its spans, and what the service would refuse of the rest."""
         text = str(values[self.form.prompt] or "")
         try:
@@ -112,7 +112,7 @@ class PageEvents:
             told = told or f"voices can be given for the first {MOST_VOICES} of {count} spans"
         return [prompt_html(prompt), message_html(told, bad=bool(told)), *shown]
 
-    def make(self, values: Values) -> list[Any]:
+    def make(self, values: FilledIn) -> list[Any]:
         """[key of the comparison, message, timer, cancel button]"""
         try:
             made = self.desk.make(self.form_of(values), self.sides_of(values))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import gradio as gr
+import gradio as gr  # pyright: ignore[reportMissingImports] (an extra)
 
 from experiments.web.form import GUIDANCE, MOST_SEEDS, MOST_VOICES
 from experiments.web.views import HISTORY_COLUMNS

@@ -58,7 +58,7 @@ class OwnHostOnly:
 def page_app(desk: PageDesk, password: str = "", title: str = "NAVA") -> FastAPI:
     """The page as an application; password: of the user `nava`, "" = no login."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
-    import gradio as gr
+    import gradio as gr  # pyright: ignore[reportMissingImports] (an extra)
 
     from experiments.web.events import PageEvents, opening_of, wire
     from experiments.web.page import form_parts, history_parts, slot_parts, vote_parts
