@@ -121,6 +121,12 @@ _VERBS = (
     ),
     Verb("serve rewards", "serve.rewards", "score clips over HTTP", "--rewards sync_mini --root out"),
     Verb("serve generate", "serve.generate", "make clips over HTTP", "--model out/align/model --gpus 1"),
+    Verb(
+        "web",
+        "web.web",
+        "a page to make, hear and compare clips of a service",
+        "http://127.0.0.1:8124 --token-file my.token",
+    ),
     Verb("serve tokens add", "serve.tokens_add", "an access token of the service", "team --per-minute 60"),
     Verb("serve tokens list", "serve.tokens_list", "access tokens of the service, without the tokens"),
     Verb("serve tokens revoke", "serve.tokens_revoke", "take an access token away", "team"),

@@ -119,6 +119,7 @@ CUSTOMARY_ALIASES = {
     ("pyarrow", "pa"),
     ("torch.distributed", "dist"),
     ("functional", "F"),
+    ("gradio", "gr"),
     ("torch.nn.functional", "F"),
     ("utils", "dist_utils"),  # of torchtitan.distributed, as torchtitan imports it
 }

@@ -7,7 +7,7 @@ from pretrain.prompt.marks import SPEECH_END, SPEECH_START, TIMBRE
 from pretrain.prompt.parsed import ParsedPrompt, parse, with_timbre_tokens
 from pretrain.prompt.read import check_files, check_plain, check_prompts, read_prompts, readable_prompts
 from pretrain.prompt.rows import PromptRow, size_problem
-from pretrain.prompt.spans import Span
+from pretrain.prompt.spans import Span, SpanError
 
 __all__ = [
     "SPEECH_END",
@@ -16,6 +16,7 @@ __all__ = [
     "ParsedPrompt",
     "PromptRow",
     "Span",
+    "SpanError",
     "check_files",
     "check_plain",
     "check_prompts",
