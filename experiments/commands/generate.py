@@ -197,18 +197,18 @@ def generate(
     spread, config = spreading.spread(loaded.ray), loaded.generate
     if candidates is not None or rubric is not None:
         config = _with_candidates(config, candidates, rubric, to)
-    asked, tags = _asked(prompts, model, codec, adapter, config, limit)
+    asked, tags = asked_clips(prompts, model, codec, adapter, config, limit)
     tags |= {"nava.recipe": recipe, "nava.output": to}
     more = {"adapters": list(adapter)} if adapter else {}
     if rubric is None:
         from pretrain.storage import place
 
-        _generate(asked, place(to), spread, move_aside, tags, more)
+        make_clips(asked, place(to), spread, move_aside, tags, more)
     else:
         _best_of(asked, Path(to), rubric, spread, move_aside, tags, more)
 
 
-def _asked(
+def asked_clips(
     prompts: Path,
     model: Path,
     codec: Path | None,
@@ -240,7 +240,7 @@ def _best_of(
     from experiments.candidates import beside, choose, told
 
     candidates = beside(to, "candidates")
-    _generate(asked, candidates, spread, aside, {**tags, "nava.output": str(candidates)}, more)
+    make_clips(asked, candidates, spread, aside, {**tags, "nava.output": str(candidates)}, more)
     for line in told(choose(candidates, rubric, to), len(asked.config.seeds)):
         print(line)
     print(f"clips in {to}")
@@ -272,7 +272,7 @@ class ClipsAsked:
     limit: int | None
 
 
-def _generate(
+def make_clips(
     asked: ClipsAsked, to: Path, spread: Spread, aside: bool, tags: Mapping[str, str], more: Mapping[str, Any]
 ) -> None:
     """Warn, make the clips, and record the run."""
