@@ -80,6 +80,12 @@ _VERBS = (
         "nava out/warm --to NAVA.safetensors",
     ),
     Verb(
+        "export diffusers",
+        "convert.export_diffusers",
+        "a model and its codec to a pipeline of diffusers",
+        "--model out/align/model --to out/diffusers",
+    ),
+    Verb(
         "rewrite",
         "rewrite.rewrite",
         "short prompts to long ones, speech kept",
