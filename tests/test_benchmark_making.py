@@ -1,4 +1,4 @@
-"""`nava evaluate BENCHMARK --model M`: from cases to prompts, clips, scores and table, resumable as a whole."""
+"""`nava evaluate BENCHMARK --model M`: from cases to prompts, clips, scores and table; resumable as a whole"""
 
 import csv
 import json

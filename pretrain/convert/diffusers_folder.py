@@ -26,7 +26,7 @@ from pretrain.owned import MARKER, owned_folder
 COMMAND = "export diffusers"  # whose folders these are
 WEIGHTS = "diffusion_pytorch_model"
 IMPORTED = "pretrain.generation.diffusers_pipeline"
-_LOADER = '''"""Loaded by diffusers with trust_remote_code=True; NAVA Align, whose code it is, has to be installed."""
+_LOADER = '''"""Loaded by diffusers with trust_remote_code=True; needs NAVA Align installed."""
 
 try:
     from {module} import {name}
