@@ -173,7 +173,7 @@ def _check_answer(node: type, answer: Any) -> None:
     for kind, value in zip(kinds, answer, strict=True):
         if kind == "IMAGE":
             assert value.ndim == 4 and value.shape[-1] == 3 and value.dtype is torch.float32
-            assert 0 <= float(value.min()) and float(value.max()) <= 1
+            assert float(value.min()) >= 0 and float(value.max()) <= 1
         if kind == "AUDIO" and value is not None:
             assert set(value) == {"waveform", "sample_rate"} and value["waveform"].ndim == 3
             assert value["waveform"].dtype is torch.float32 and isinstance(value["sample_rate"], int)

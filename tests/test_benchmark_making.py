@@ -1,4 +1,4 @@
-"""`nava evaluate BENCHMARK --model M`: from cases to prompts, clips, scores and table; resumable as a whole"""
+"""`nava evaluate BENCHMARK --model M`: from cases to prompts, clips, scores and table; resumable."""
 
 import csv
 import json
@@ -99,7 +99,7 @@ def test_a_case_becomes_a_prompt_of_its_scene_sounds_and_speech(tmp_path):
     row = scene_prompt(items["a"])
     assert row["prompt"] == "A man. Sound: rain. The speaker says: <S>zero<E>."
     assert row["image_path"] == str((tmp_path / "set1" / "a.jpg").resolve())
-    assert parse(row["prompt"]).spans == ("zero",)
+    assert [span.text for span in parse(row["prompt"]).spans] == ["zero"]
     assert scene_prompt(items["c"]) == {"data_id": "c", "prompt": "A dog. Sound: a dog."}
     javis = read_javisbench(javisbench_file(write_javis(tmp_path / "j"), mini=True), None)
     assert [item.name for item in javis] == ["sample_0000", "sample_0001", "sample_0002"]
