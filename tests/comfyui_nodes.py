@@ -155,8 +155,9 @@ def _check_step(
             made = nodes[workflow[value[0]]["class_type"]].RETURN_TYPES[value[1]]
             if made != kind:
                 raise ValueError(f"{id}: {name} takes {kind}, linked is {made}")
-        elif isinstance(kind, list) and value not in kind:
-            raise ValueError(f"{id}: {name}: {value!r} is none of {kind}")
+        elif isinstance(kind, list):
+            if value not in kind:
+                raise ValueError(f"{id}: {name}: {value!r} is none of {kind}")
         elif kind in PLAIN and not isinstance(value, PLAIN[kind]):
             raise ValueError(f"{id}: {name}: {value!r} is no {kind}")
         elif kind in ("INT", "FLOAT") and not options.get("min", value) <= value <= options.get("max", value):

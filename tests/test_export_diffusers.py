@@ -89,7 +89,7 @@ def test_the_folder_is_as_diffusers_lays_it_out(world):
 @pytest.mark.parametrize("bf16", [False, True])
 def test_latents_are_those_of_generate(world, load, bf16, tmp_path):
     wanted = generated(world, ROWS, replace(GUIDED, bf16=bf16), tmp_path / "clips")
-    pipe = load(torch_dtype=torch.bfloat16) if bf16 else load()
+    pipe = load(dtype=torch.bfloat16) if bf16 else load()
     torch.set_num_threads(1)
     made = pipe(
         [row["prompt"] for row in ROWS],

@@ -44,7 +44,7 @@ Written by `nava export diffusers` from the model {checkpoint} ({flavor}, weight
 import torch
 from diffusers import DiffusionPipeline
 
-pipe = DiffusionPipeline.from_pretrained("THIS FOLDER", trust_remote_code=True, torch_dtype=torch.bfloat16)
+pipe = DiffusionPipeline.from_pretrained("THIS FOLDER", trust_remote_code=True, dtype=torch.bfloat16)
 clip = pipe("A man says: <S>hello<E>.", references=["voice.wav"], seed=0)
 ```
 

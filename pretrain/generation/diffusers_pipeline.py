@@ -62,8 +62,9 @@ class NavaTransformer(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **options: Any) -> NavaTransformer:
-        """With torch_dtype=torch.bfloat16 as `generate.bf16`: its time path stays in fp32."""
-        dtype = options.pop("torch_dtype", None)
+        """With dtype=torch.bfloat16 (torch_dtype of older versions) as `generate.bf16`: its time path stays
+        in fp32."""
+        dtype = options.pop("torch_dtype", None) or options.pop("dtype", None)
         model = super().from_pretrained(path, torch_dtype=torch.float32, **options)
         if dtype not in (None, torch.float32):
             lower_precision(model.network, dtype)
