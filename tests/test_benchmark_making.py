@@ -252,6 +252,14 @@ def test_wrong_folders_and_options_are_one_line(world, tmp_path, quiet):
     fails(
         "unknown reward", verbs.verse_bench, bench, making=made_by(world), rewards=("snr",), to=tmp_path / "t"
     )
+    fails(
+        "syncnet",
+        verbs.verse_bench,
+        bench,
+        making=made_by(world),
+        to=tmp_path / "t",
+        settings=(*QUICK, *SMALL, "syncnet.weights=nowhere.model"),
+    )
     assert not (tmp_path / "t" / "clips").exists()
     assert split_settings(("generate.a=1", "sim.weights=b", "ray.c=2")) == (
         ("generate.a=1", "ray.c=2"),

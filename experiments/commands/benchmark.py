@@ -201,6 +201,7 @@ def _run(
     """Make the clips where a model is given, and score them. Wrong rewards are refused before that."""
     from experiments.paper.metrics import rewards_with_options
     from experiments.scoring.config import settings_from
+    from rewards.catalog import open_rewards
 
     of_recipe, of_rewards = split_settings(asked.settings)
     clips = asked.there(folder)
@@ -213,9 +214,16 @@ def _run(
     else:
         expected = [replace(item, sound=Path(item.name)).sound_file() for item in items]
         wanted = rewards_with_options(asked.rewards, of_rewards)
-        settings_from(wanted, None, of_rewards, [file for file in expected if file]).described()
+        chosen = settings_from(wanted, None, of_rewards, [file for file in expected if file])
+        chosen.described()
+
+        def ready() -> None:
+            """Weights that are missing are known before hours of making."""
+            with open_rewards(chosen.rewards, chosen.options):
+                pass
+
         clips = asked.clips or asked.to / "clips"
-        items = make_cases(items, prompt_of, asked.making, of_recipe, clips, asked.to, task)
+        items = make_cases(items, prompt_of, asked.making, of_recipe, clips, asked.to, task, ready)
     _score(benchmark_of(items), clips, replace(asked, settings=of_rewards))
 
 

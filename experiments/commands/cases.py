@@ -77,9 +77,11 @@ def make_cases(
     settings: tuple[str, ...],
     clips: Path,
     to: Path,
-    task: str | None = None,
+    task: str | None,
+    ready: Callable[[], None],
 ) -> list[BenchItem]:
-    """The cases with the clips that `options.model` makes of them. task: where no option says one.
+    """The cases with the clips that `options.model` makes of them. task: where no option says one; ready:
+    called before the first clip is made.
 
     Raises ValueError or OSError in one line: wrong options, inputs that are missing, no case can be made.
     """
@@ -97,7 +99,6 @@ def make_cases(
         loaded = recipe_for(options.recipe, (*settings, *asked))
     spread, config = options.spreading.spread(loaded.ray), loaded.generate
     to.mkdir(parents=True, exist_ok=True)
-    (to / PROMPTS).touch()
     wanted, tags = asked_clips(to / PROMPTS, options.model, options.codec, options.adapter, config, None)
     tags |= {"nava.recipe": options.recipe, "nava.output": str(clips)}
     more: dict[str, Any] = {"adapters": list(options.adapter)} if options.adapter else {}
@@ -106,4 +107,4 @@ def make_cases(
         make_clips(replace(wanted, prompts=prompts), clips, watching(spread), options.move_aside, tags, more)
 
     check = CaseCheck(load_codecs(wanted.codec), config, to / PROMPTS)
-    return made(items, prompt_of(config.fps, making.duration), check, make, clips, to)
+    return made(items, prompt_of(config.fps, making.duration), check, make, clips, to, ready)

@@ -197,6 +197,7 @@ def generate(
     spread, config = spreading.spread(loaded.ray), loaded.generate
     if candidates is not None or rubric is not None:
         config = _with_candidates(config, candidates, rubric, to)
+    _require(prompts, "give a prompts JSONL file")
     asked, tags = asked_clips(prompts, model, codec, adapter, config, limit)
     tags |= {"nava.recipe": recipe, "nava.output": to}
     more = {"adapters": list(adapter)} if adapter else {}
@@ -219,7 +220,6 @@ def asked_clips(
     """The inputs, fetched where the registry names them, and tags that say so. Raises in one line."""
     from experiments.runs.registry import model_and_codec, registered_tags
 
-    _require(prompts, "give a prompts JSONL file")
     model, codec = model_and_codec(model, codec, Path("out"), Path("out/codec"))
     _require(model, "train one (`nava demo`) or give --model")
     _require(codec, "fit one or give --codec")

@@ -17,15 +17,19 @@ from pretrain.generation.order import ClipDone, ClipOrder
 from pretrain.generation.request import request_id
 from pretrain.jsonl import scan
 
-PROMPTS, CASES, FAILED = "prompts.jsonl", "cases.jsonl", "failed.json"
+PROMPTS, CASES, FAILED = "case_prompts.jsonl", "cases.jsonl", "failed_cases.json"
 MakeClips = Callable[[Path, Callable[[Spread], Spread]], None]
 
 
 @dataclass
 class FailedClips:
-    """Clips that were tried and could not be made, kept so that the same request does not try them again."""
+    """Clips that were tried and could not be made, kept so that the same request does not try them again.
+
+    ready: called before the first clip is made, and raises where that would be in vain.
+    """
 
     path: Path
+    ready: Callable[[], None] = lambda: None
     reasons: dict[str, str] = field(default_factory=dict)
 
     def watching(self, spread: Spread) -> Spread:
@@ -38,6 +42,7 @@ class FailedClips:
                 self.reasons |= known
                 yield from (ClipDone(name, {}, known[name]) for name in sorted(order.missing))
                 return
+            self.ready()
             for clip in spread.run(order, begin):
                 if clip.reason:
                     self.reasons[clip.name] = clip.reason
@@ -60,15 +65,17 @@ def made(
     make: MakeClips,
     clips: Path,
     to: Path,
+    ready: Callable[[], None] = lambda: None,
 ) -> list[BenchItem]:
     """The cases with their clips in `clips`, or why they have none.
 
-    `to` gets prompts.jsonl of what can be made, and cases.jsonl: `{case, data_id, reason}` of all. make:
-    `(prompts, spread to spread)` makes the clips of prompts.jsonl into `clips`. Raises ValueError in one line
+    `to` gets case_prompts.jsonl of what can be made, and cases.jsonl: `{case, data_id, reason}` of all. make:
+    `(prompts, spread to spread)` makes the clips of these prompts into `clips`. ready: as of `FailedClips`.
+    Raises ValueError in one line
     where no case could be made, and as `make` for what is wrong with all of them, such as too little memory.
     """
     rows, reasons = check.sorted_out(items, prompt)
-    failed = FailedClips(to / FAILED)
+    failed = FailedClips(to / FAILED, ready)
     if rows:
         _write_rows(to / PROMPTS, rows)
         try:
@@ -84,9 +91,8 @@ def made(
         to / CASES, [{"case": item.key, "data_id": item.name, "reason": item.reason} for item in found]
     )
     if not any(item.sound or item.video for item in found):
-        first = next(item for item in found)
         raise ValueError(
-            f"{to / CASES}: none of {len(found)} cases could be made; {first.key}: {first.reason}"
+            f"{to / CASES}: none of {len(found)} cases could be made; {found[0].key}: {found[0].reason}"
         )
     return found
 
