@@ -165,9 +165,8 @@ def test_latents_that_are_not_finite_are_the_case_s_reason_and_not_tried_again(
     def broken(self, batch, voiced=None):
         calls.append([job.name for job in batch])
         latents = real(self, batch, voiced)
-        for place, job in enumerate(batch):
-            if job.name == "sample_0002":
-                latents.audio[place, 0, 0] = torch.nan
+        assert latents.audio is not None
+        latents.audio[calls[-1].index("sample_0002"), 0, 0] = torch.nan
         return latents
 
     monkeypatch.setattr(ClipMaker, "latents", broken)
@@ -205,66 +204,41 @@ def test_wrong_columns_are_one_line(columns, message, tmp_path):
     assert "\n" not in str(found.value)
 
 
-def test_wrong_folders_and_options_are_one_line(world, tmp_path, quiet):
-    def fails(message, call, *given, **more):
-        with pytest.raises((ValueError, OSError), match=message) as found:
-            call(*given, **more)
-        assert "\n" not in str(found.value)
+def fails(message: str, call, *given, **more) -> None:
+    with pytest.raises((ValueError, OSError), match=message) as found:
+        call(*given, **more)
+    assert "\n" not in str(found.value)
 
+
+def test_wrong_folders_are_one_line(world, tmp_path, quiet):
     javis, bench = write_javis(tmp_path / "j"), write_bench(tmp_path / "b")
     fails("JavisBench.csv: no such file; JavisBench-mini.csv is there: give --mini", verbs.javisbench, javis)
     (javis / "JavisBench-mini.csv").write_text("path,text\na,b,c\n")
     fails("csv:2: 3 fields, the header has 2", verbs.javisbench, javis, mini=True, making=made_by(world))
     (bench / "set2" / "A.json").write_text((bench / "set1" / "a.json").read_text())
     fails("A.json: .*a.json has the same name", read_verse_bench, bench, None)
-    (bench / "set2" / "A.json").unlink()
     meta = write_speech(tmp_path / "s") / "en" / "meta.lst"
     meta.write_text("u|a|p.wav|b\nu|a|p.wav|b\n")
     fails("meta.lst:2: 'u' is there twice", read_seed_tts, meta, None)
-    fails(
-        "--duration: clips are made by --model only",
-        verbs.verse_bench,
-        bench,
-        clips=bench,
-        making=MakeCases(making=Making(duration=1.0)),
-    )
-    fails(
-        "--set generate.seed=1: clips are made by --model only",
-        verbs.verse_bench,
-        bench,
-        clips=bench,
-        settings=("generate.seed=1",),
-    )
-    fails(
-        "--seeds: a case has one clip",
-        verbs.verse_bench,
-        bench,
-        making=made_by(world, making=Making(seeds="0,1")),
-        to=tmp_path / "t",
-    )
-    fails(
-        "nowhere: no such file or folder",
-        verbs.verse_bench,
-        bench,
-        making=MakeCases(model=tmp_path / "nowhere"),
-        to=tmp_path / "t",
-    )
-    fails(
-        "unknown reward", verbs.verse_bench, bench, making=made_by(world), rewards=("snr",), to=tmp_path / "t"
-    )
-    fails(
-        "syncnet",
-        verbs.verse_bench,
-        bench,
-        making=made_by(world),
-        to=tmp_path / "t",
-        settings=(*QUICK, *SMALL, "syncnet.weights=nowhere.model"),
-    )
-    assert not (tmp_path / "t" / "clips").exists()
-    assert split_settings(("generate.a=1", "sim.weights=b", "ray.c=2")) == (
-        ("generate.a=1", "ray.c=2"),
-        ("sim.weights=b",),
-    )
+
+
+def test_wrong_options_are_one_line_before_a_clip_is_made(world, tmp_path, quiet):
+    bench, to = write_bench(tmp_path / "b"), tmp_path / "t"
+
+    def run(**more) -> None:
+        verbs.verse_bench(bench, to=to, out=tmp_path / "out", **more)
+
+    only = "clips are made by --model only"
+    fails(f"--duration: {only}", run, clips=bench, making=MakeCases(making=Making(duration=1.0)))
+    fails(f"--set generate.seed=1: {only}", run, clips=bench, settings=("generate.seed=1",))
+    fails("--seeds: a case has one clip", run, making=made_by(world, making=Making(seeds="0,1")))
+    fails("nowhere: no such file or folder", run, making=MakeCases(model=tmp_path / "nowhere"))
+    fails("unknown reward", run, making=made_by(world), rewards=("snr",))
+    missing = (*QUICK, *SMALL, "syncnet.weights=nowhere.model")
+    fails("syncnet", run, making=made_by(world), settings=missing)
+    assert not (to / "clips").exists()
+    of_recipe, of_rewards = split_settings(("generate.a=1", "sim.weights=b", "ray.c=2"))
+    assert of_recipe == ("generate.a=1", "ray.c=2") and of_rewards == ("sim.weights=b",)
 
 
 @pytest.mark.slow

@@ -189,15 +189,13 @@ def generate(
 
     A registered model and its codec are fetched once, so that any folder will do: --model models:/NAME@ALIAS
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"--limit: expected at least 1, got {limit}")
+    _check_given(prompts, limit)
     loaded = recipe_for(recipe, settings)
     if asked := making.settings(loaded.generate.fps):
         loaded = recipe_for(recipe, (*settings, *asked))
     spread, config = spreading.spread(loaded.ray), loaded.generate
     if candidates is not None or rubric is not None:
         config = _with_candidates(config, candidates, rubric, to)
-    _require(prompts, "give a prompts JSONL file")
     asked, tags = asked_clips(prompts, model, codec, adapter, config, limit)
     tags |= {"nava.recipe": recipe, "nava.output": to}
     more = {"adapters": list(adapter)} if adapter else {}
@@ -207,6 +205,12 @@ def generate(
         make_clips(asked, place(to), spread, move_aside, tags, more)
     else:
         _best_of(asked, Path(to), rubric, spread, move_aside, tags, more)
+
+
+def _check_given(prompts: Path, limit: int | None) -> None:
+    if limit is not None and limit < 1:
+        raise ValueError(f"--limit: expected at least 1, got {limit}")
+    _require(prompts, "give a prompts JSONL file")
 
 
 def asked_clips(

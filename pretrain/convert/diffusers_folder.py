@@ -113,7 +113,7 @@ def export_pipeline(
             write_tensors(writer, source, "tensors exported")
         library = version("diffusers")
         content = {
-            "_class_name": "NavaTransformer",
+            "_class_name": "NavaTransformerModel",
             "_diffusers_version": library,
             "args": asdict(described.args),
             "flavor": described.flavor,
@@ -124,7 +124,7 @@ def export_pipeline(
         index = {
             "_class_name": ["pipeline", "NavaPipeline"],
             "_diffusers_version": library,
-            "transformer": ["nava_transformer", "NavaTransformer"],
+            "transformer": ["nava_transformer", "NavaTransformerModel"],
             "codec": ["nava_codec", "NavaCodec"],
             "settings": to_json(settings),
         }
@@ -144,7 +144,7 @@ def export_pipeline(
 def _write_loaders(folder: Path) -> None:
     for path, name in (
         ("pipeline.py", "NavaPipeline"),
-        ("transformer/nava_transformer.py", "NavaTransformer"),
+        ("transformer/nava_transformer.py", "NavaTransformerModel"),
         ("codec/nava_codec.py", "NavaCodec"),
     ):
         (folder / path).write_text(_LOADER.format(module=IMPORTED, name=name), encoding="utf-8")

@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
-from diffusers.configuration_utils import register_to_config
-from diffusers.utils import BaseOutput
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils.outputs import BaseOutput
 from PIL import Image
 from torch import Tensor
 
@@ -45,7 +46,7 @@ Picture = str | Path | Image.Image
 _CALL = Path("prompt")  # where a row of a call stands, for errors
 
 
-class NavaTransformer(ModelMixin, ConfigMixin):
+class NavaTransformerModel(ModelMixin, ConfigMixin):
     """The transformer as a component of a pipeline; `network` is the model itself."""
 
     @register_to_config
@@ -61,7 +62,7 @@ class NavaTransformer(ModelMixin, ConfigMixin):
         return self.network(video, audio, conditioning)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, **options: Any) -> NavaTransformer:
+    def from_pretrained(cls, path: str | Path, **options: Any) -> NavaTransformerModel:
         """With dtype=torch.bfloat16 (torch_dtype of older versions) as `generate.bf16`: its time path stays
         in fp32."""
         dtype = options.pop("torch_dtype", None) or options.pop("dtype", None)
@@ -102,7 +103,7 @@ class NavaPipeline(DiffusionPipeline):
     model_cpu_offload_seq = "transformer"
 
     def __init__(
-        self, transformer: NavaTransformer, codec: NavaCodec, settings: Mapping[str, Any] | None = None
+        self, transformer: NavaTransformerModel, codec: NavaCodec, settings: Mapping[str, Any] | None = None
     ) -> None:
         super().__init__()
         self.register_modules(transformer=transformer, codec=codec)
@@ -141,6 +142,16 @@ class NavaPipeline(DiffusionPipeline):
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         config = self._config(guidance, num_inference_steps, fit)
         maker = self._maker(config)
+        same = {"num_frames": num_frames, "height": height, "width": width, "task": task}
+        same |= {"negative_prompt": negative_prompt}
+        of_each = zip(
+            prompts,
+            _each("names", names, [f"{place:05d}" for place in range(len(prompts))]),
+            _seeds(seed, generator, len(prompts), config.seed),
+            _voice_lists(references, len(prompts)),
+            _pictures(image, len(prompts)),
+            strict=True,
+        )
         with tempfile.TemporaryDirectory(prefix="nava-") as folder:
             rows = [
                 {
@@ -149,33 +160,19 @@ class NavaPipeline(DiffusionPipeline):
                     "seed": number,
                     "spk_wavs": self._voices(maker, voices, place),
                     "image_path": _picture(picture, Path(folder) / f"{place}.png"),
-                    "num_frames": num_frames,
-                    "height": height,
-                    "width": width,
-                    "task": task,
-                    "negative_prompt": negative_prompt,
+                    **same,
                 }
-                for place, (text, name, number, voices, picture) in enumerate(
-                    zip(
-                        prompts,
-                        _each("names", names, [f"{place:05d}" for place in range(len(prompts))]),
-                        _seeds(seed, generator, len(prompts), config.seed),
-                        _voice_lists(references, len(prompts)),
-                        _pictures(image, len(prompts)),
-                        strict=True,
-                    )
-                )
+                for place, (text, name, number, voices, picture) in enumerate(of_each)
             ]
             asked = [_row(row, line, maker.voices) for line, row in enumerate(rows, start=1)]
-            jobs = clip_jobs(asked, config)
-            made = self._made(maker, jobs, output_type)
+            made = self._made(maker, clip_jobs(asked, config), output_type)
         return made if return_dict else (made.frames, made.audio)
 
     def _config(
         self, guidance: Mapping[str, float] | None, steps: int | None, fit: str | None
     ) -> GenerateConfig:
         """The folder's settings with a call's."""
-        config = override(GenerateConfig(), dict(self.config.settings), "model_index.json settings")
+        config = override(GenerateConfig(), dict(self.config["settings"]), "model_index.json settings")
         known = [field.name for field in fields(GuidanceScales)]
         for name in guidance or {}:
             if name not in known:
@@ -210,19 +207,18 @@ class NavaPipeline(DiffusionPipeline):
 
     def _made(self, maker: ClipMaker, jobs: Sequence[ClipJob], output_type: str) -> NavaPipelineOutput:
         clips: dict[str, tuple[Any, Any, tuple[Tensor | None, Tensor | None]]] = {}
-        for batch in self.progress_bar(batches_of(jobs, maker.config)):
+        batches = batches_of(jobs, maker.config)
+        for number in self.progress_bar(range(len(batches))):  # type: ignore[misc]  # an iterable as tqdm's
+            batch = batches[number]
             latents = maker.latents(batch)
-            for place, clip in enumerate(
-                [None] * len(batch) if output_type == "latent" else maker.decode(batch, latents)
-            ):
-                pair = _of(latents, place)
-                if clip is not None and clip.reason:
+            decoded = [] if output_type == "latent" else maker.decode(batch, latents)
+            for clip in decoded:
+                if clip.reason:
                     raise ValueError(f"{clip.job.name}: {clip.reason}")
-                clips[batch[place].name] = (
-                    clip and _shown(clip.frames, output_type),
-                    clip and clip.sound,
-                    pair,
-                )
+            for place, job in enumerate(batch):
+                clip = decoded[place] if decoded else None
+                frames = clip and _shown(clip.frames, output_type)
+                clips[job.name] = (frames, clip and clip.sound, _of(latents, place))
         found = [clips[job.name] for job in jobs]
         frames, audio, pairs = ([one[part] for one in found] for part in range(3))
         rate = maker.codecs.audio.sample_rate_hz
