@@ -1,10 +1,13 @@
 """The ComfyUI nodes: their interface as documented, and clips through a service over a real socket."""
 
 import copy
+import http.server
 import json
 import sys
+import threading
 import types
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -209,7 +212,8 @@ def test_what_is_wrong_is_one_line(pack, service, comfy, monkeypatch):
     fails("latents that are NaN", workflow(url, prompt="A bad one."))
     fails("width", workflow(url, prompt="A ball.", width=48))
     fails("not reached.*is `nava serve generate` running", workflow("http://127.0.0.1:9"))
-    fails("url: expected http", workflow("file:///etc/passwd"))
+    for address in ("file:///etc/passwd", "http://me:secret@127.0.0.1", "http://[::1", "127.0.0.1:80"):
+        fails("url: expected http", workflow(address))
     with_adapter = workflow(url)
     with_adapter["4"] = {
         "class_type": "NavaAdapter",
@@ -221,6 +225,58 @@ def test_what_is_wrong_is_one_line(pack, service, comfy, monkeypatch):
     fails("status 401", workflow(url))
     monkeypatch.delenv("NAVA_TOKEN")
     fails("the environment variable NAVA_TOKEN has no token", workflow(url))
+
+
+def test_a_stranger_s_workflow_sends_secrets_nowhere(pack, comfy, monkeypatch):
+    """Neither to another machine, by a redirect or by its name, nor what is no token of this service."""
+    service_module = sys.modules[f"{pack.__name__}.service"]
+    monkeypatch.setattr(
+        service_module.urllib.request.OpenerDirector, "open", lambda *_, **__: pytest.fail("sent")
+    )
+    connect = pack.NODE_CLASS_MAPPINGS["NavaConnect"]().connect
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    for url, variable, message in (
+        ("http://127.0.0.1:1", "AWS_SECRET_ACCESS_KEY", "token_variable: expected NAVA_TOKEN"),
+        ("https://evil.example", "NAVA_TOKEN", "evil.example is not this machine; list https://evil.example"),
+        ("http://localhost.evil.example", "NAVA_TOKEN", "is not this machine"),
+        ("http://127.0.0.1.evil.example:80/", "NAVA_TOKEN", "is not this machine"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            connect(url, variable)
+    monkeypatch.setenv("NAVA_SERVERS", "https://gpu.example:8124, https://other.example/")
+    assert service_module.connected("https://gpu.example:8124/", "NAVA_TOKEN").token == TOKEN
+    assert service_module.connected("https://other.example", "NAVA_TOKEN").url == "https://other.example"
+    with pytest.raises(RuntimeError, match="is not this machine"):
+        connect("https://gpu.example:9999", "NAVA_TOKEN")
+
+
+def test_a_redirect_is_not_followed(pack, monkeypatch):
+    """The token would go with it."""
+
+    class Elsewhere(http.server.BaseHTTPRequestHandler):
+        seen: ClassVar[list[str]] = []
+
+        def do_GET(self):
+            self.seen.append(self.path)
+            self.send_response(302)
+            self.send_header("Location", "/stolen")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Elsewhere)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("NAVA_TOKEN", TOKEN)
+    try:
+        with pytest.raises(RuntimeError, match="status 302"):
+            pack.NODE_CLASS_MAPPINGS["NavaConnect"]().connect(
+                f"http://127.0.0.1:{server.server_port}", "NAVA_TOKEN"
+            )
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert Elsewhere.seen == ["/v1/models"]
 
 
 def test_cancel_in_comfyui_cancels_the_job(pack, service, comfy):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from .media import frames_of, png_of, sound_of, wav_of
-from .service import Job, Service, ServiceError, token_from
+from .service import Job, Service, ServiceError, connected
 
 CATEGORY = "NAVA"
 VOICES = 4
@@ -40,22 +40,26 @@ class NavaConnect:
     def INPUT_TYPES(cls) -> Inputs:
         return {
             "required": {
-                "url": ("STRING", {"default": "http://localhost:8124", "tooltip": "of the service"}),
+                "url": (
+                    "STRING",
+                    {
+                        "default": "http://localhost:8124",
+                        "tooltip": "of the service; machines other than this one stand in NAVA_SERVERS",
+                    },
+                ),
                 "token_variable": (
                     "STRING",
                     {
                         "default": "NAVA_TOKEN",
-                        "tooltip": "environment variable that has the token; workflows are shared, so it is "
-                        "never written here",
+                        "tooltip": "environment variable that has the token, NAVA_TOKEN or NAVA_TOKEN_...; "
+                        "workflows are shared, so the token is never written here",
                     },
                 ),
             }
         }
 
     def connect(self, url: str, token_variable: str) -> tuple[Service]:
-        if not url.startswith(("http://", "https://")) or "@" in url:
-            raise ServiceError("url: expected http(s)://host[:port] without a login")
-        server = Service(url, token_from(token_variable))
+        server = connected(url, token_variable)
         model = server.described()
         return (replace(server, model=str(model["id"]), known=tuple(model.get("adapters", ()))),)
 

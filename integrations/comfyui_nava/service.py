@@ -7,6 +7,7 @@ import json
 import os
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Callable, Mapping
@@ -17,6 +18,8 @@ from typing import Any
 Job = dict[str, Any]
 ENDED = ("completed", "failed", "cancelled")
 TRIES, BACKOFF_S, MOST_WAIT_S = 5, 1.0, 60.0
+TOKENS, SERVERS = "NAVA_TOKEN", "NAVA_SERVERS"  # environment variables
+LOCAL = ("localhost", "127.0.0.1", "::1")
 _LATER = (408, 429, 500, 502, 503, 504)
 
 
@@ -56,6 +59,7 @@ class Service:
         """The job when it has ended; `seen` gets each state, and what it raises cancels the job."""
         pause = 0.25
         try:
+            seen(job)
             while job["status"] not in ENDED:
                 time.sleep(pause)
                 pause = min(3.0, 1.5 * pause)
@@ -127,15 +131,36 @@ class Service:
             return content
 
 
-def token_from(variable: str) -> str:
-    """The token in an environment variable, as workflows are shared and kept in pictures."""
+def connected(url: str, variable: str) -> Service:
+    """The service at an address, with the token of an environment variable.
+
+    Workflows come from strangers: they may name no other variable than NAVA_TOKEN..., and no other machine
+    than this one and those that NAVA_SERVERS lists. Raises ServiceError.
+    """
+    if not variable.startswith(TOKENS):
+        raise ServiceError(
+            f"token_variable: expected {TOKENS} or a name that begins so, got {variable[:40]!r}"
+        )
+    try:
+        parts = urllib.parse.urlsplit(url)
+        plain = parts.scheme in ("http", "https") and parts.hostname and not (parts.query or parts.fragment)
+    except ValueError:
+        plain = False
+    if not plain or "@" in url:
+        raise ServiceError("url: expected http(s)://host[:port] without a login")
+    allowed = [one.strip().rstrip("/") for one in os.environ.get(SERVERS, "").split(",")]
+    if parts.hostname not in LOCAL and url.rstrip("/") not in allowed:
+        raise ServiceError(
+            f"url: {parts.hostname} is not this machine; list {parts.scheme}://{parts.netloc} in the "
+            f"environment variable {SERVERS} before ComfyUI starts, if it may have your token"
+        )
     token = os.environ.get(variable, "").strip()
     if not token:
         raise ServiceError(
-            f"the environment variable {variable or '(none)'} has no token; set it before ComfyUI starts "
-            "(`nava serve tokens add NAME --scopes generate` prints one)"
+            f"the environment variable {variable} has no token; set it before ComfyUI starts (`nava serve "
+            "tokens add NAME --scopes generate` prints one)"
         )
-    return token
+    return Service(url, token)
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
