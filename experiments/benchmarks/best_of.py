@@ -5,9 +5,9 @@
 --demo: a finished demo's output. Of the first --limit held-out prompts of alignment it makes --candidates
 clips by the pretrained model, of which the rubric (the recipe's `align.rubric`, z-scores among the clips of a
 prompt) chooses one, and one clip by the aligned model. One sample is the mean over a prompt's candidates.
-Judges are no part of the rubric. Differences are paired by prompt; intervals are 95 %, by bootstrap over prompts.
-Cost is this process's time on the CPU (all threads, and children that ended). --work keeps clips and scores:
-the same command goes on; cost is of calls that were not killed.
+Judges are no part of the rubric. Differences are paired by prompt; intervals are 95 %, by bootstrap over
+prompts. Cost is this process's time on the CPU (all threads, and children that ended). --work keeps clips and
+scores: the same command goes on; cost is of calls that were not killed.
 """
 
 from __future__ import annotations
