@@ -48,7 +48,7 @@ Column = dict[str, float]  # clip -> score, NaN = none
 
 
 @dataclass(frozen=True)
-class Place:
+class DemoOutput:
     """Where a demo's output lies, and where the work goes."""
 
     demo: Path
@@ -127,7 +127,7 @@ def compared(values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     return {name: interval.as_json() for name, interval in found.items()}
 
 
-def measure(place: Place, count: int, limit: int) -> dict[str, Any]:
+def measure(place: DemoOutput, count: int, limit: int) -> dict[str, Any]:
     """Makes and scores what is missing; `{metrics, costs, ...}`."""
     recipe = load_recipe("mini", Path("params.yaml") if Path("params.yaml").is_file() else None, ())
     rubric = recipe.align.rubric
@@ -175,7 +175,7 @@ def measure(place: Place, count: int, limit: int) -> dict[str, Any]:
     }
 
 
-def cost_table(costs: Costs, place: Place, count: int) -> dict[str, Any]:
+def cost_table(costs: Costs, place: DemoOutput, count: int) -> dict[str, Any]:
     """Seconds on the CPU for each clip that is kept, what alignment took once, and when it has paid."""
     one, aligned = costs.per_clip("candidates"), costs.per_clip("aligned")
     best = count * (one + costs.per_clip("chosen"))
@@ -223,7 +223,7 @@ def main() -> None:
     options = parse(parser)
     options.work.mkdir(parents=True, exist_ok=True)
     threads = torch.get_num_threads()
-    result = measure(Place(options.demo.resolve(), options.work), options.candidates, options.limit)
+    result = measure(DemoOutput(options.demo.resolve(), options.work), options.candidates, options.limit)
     torch.set_num_threads(threads)
     write(options.out, {**facts("pocketsphinx"), **result})
     print(table(result))
