@@ -80,6 +80,12 @@ _VERBS = (
         "nava out/warm --to NAVA.safetensors",
     ),
     Verb(
+        "export diffusers",
+        "convert.export_diffusers",
+        "a model and its codec to a pipeline of diffusers",
+        "--model out/align/model --to out/diffusers",
+    ),
+    Verb(
         "rewrite",
         "rewrite.rewrite",
         "short prompts to long ones, speech kept",
@@ -105,8 +111,24 @@ _VERBS = (
         "out/align --judges sync_judge --set sync_judge.model=out/syncnet/judge",
     ),
     Verb("evaluate", "pipeline.evaluate", "measure real, codec and generated clips side by side", "mini"),
-    Verb("evaluate verse-bench", "benchmark.verse_bench", "measure any clips on Verse-Bench", "verse_bench"),
-    Verb("evaluate seed-tts", "benchmark.seed_tts", "measure any speech on Seed-TTS eval", "seedtts_testset"),
+    Verb(
+        "evaluate verse-bench",
+        "benchmark.verse_bench",
+        "a model, or any clips, on Verse-Bench",
+        "verse_bench --model out/align/model",
+    ),
+    Verb(
+        "evaluate seed-tts",
+        "benchmark.seed_tts",
+        "a model, or any speech, on Seed-TTS eval",
+        "seedtts_testset --model out/align/model",
+    ),
+    Verb(
+        "evaluate javisbench",
+        "benchmark.javisbench",
+        "a model, or any clips, on JavisBench",
+        "JavisBench --mini --model out/align/model",
+    ),
     Verb(
         "score",
         "score.score",

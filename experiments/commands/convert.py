@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from experiments.commands.options import JsonFlag
+from experiments.commands.generate import CodecOfModel, ModelToUse
+from experiments.commands.options import JsonFlag, SetOptions, recipe_for
 from experiments.layout import Layout
 from pretrain.config import nearest
 
@@ -107,6 +108,45 @@ def export_published(
     print(f"{result['tensors']} tensors in {', '.join(result['sha256'])} of {to}")
     if left := result["left_out"]:
         print(f"{len(left)} tensors of the audio side are not part of this layout")
+
+
+def export_diffusers(
+    model: ModelToUse = Path("out/pretrain/stage3/model"),
+    codec: CodecOfModel = None,
+    to: Path = Path("out/diffusers"),
+    recipe: str = "mini",
+    weights: Literal["ema", "model"] = "ema",
+    dtype: Annotated[
+        Literal["same", "fp32", "bf16"], tyro.conf.arg(help="how tensors are stored; same = as they are")
+    ] = "same",
+    shard_gib: Annotated[float, tyro.conf.arg(help="size of a file of weights at most")] = 4.0,
+    settings: SetOptions = (),
+    as_json: JsonFlag = False,
+) -> None:
+    """Write a model and its codec as a folder that diffusers loads:
+
+      pipe = DiffusionPipeline.from_pretrained("out/diffusers", trust_remote_code=True)
+      clip = pipe("A man says: <S>hello<E>.", references=["voice.wav"], seed=0)
+
+    The code is this package's, which has to be installed where the folder is used. Clips are those of `nava
+    generate` (docs/generating.md). What a call does not say is the recipe's `generate` section, with --set.
+    A codec of published weights refers to them; they are not copied, and the command says where they lie.
+    """
+    from experiments.runs.registry import model_and_codec
+    from pretrain.convert.diffusers_folder import PipelineExport, export_pipeline
+
+    if not 0 < shard_gib < float("inf"):
+        raise ValueError(f"--shard-gib: expected a size above 0, got {shard_gib:g}")
+    config = PipelineExport(weights=weights, dtype=dtype, max_bytes=max(1, int(shard_gib * 2**30)))
+    model, codec = model_and_codec(model, codec, Path("out"), Path("out/codec"))
+    result = export_pipeline(config, model, codec, recipe_for(recipe, settings).generate, to)
+    if as_json:
+        print(json.dumps(result, indent=1))
+        return
+    sizes = ", ".join(f"{name} ({size / 2**20:,.1f} MiB)" for name, size in result["files"].items())
+    print(f"{result['tensors']} tensors of {result['checkpoint_id']} in {sizes}; the pipeline is in {to}")
+    for path in result["codec_weights"]:
+        print(f"note: the codec refers to weights in {path}, which were not copied")
 
 
 def _tracked_import(planned: Planned, path: str, to: str, dcp: bool, out: Path) -> dict[str, Any]:

@@ -189,26 +189,31 @@ def generate(
 
     A registered model and its codec are fetched once, so that any folder will do: --model models:/NAME@ALIAS
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"--limit: expected at least 1, got {limit}")
+    _check_given(prompts, limit)
     loaded = recipe_for(recipe, settings)
     if asked := making.settings(loaded.generate.fps):
         loaded = recipe_for(recipe, (*settings, *asked))
     spread, config = spreading.spread(loaded.ray), loaded.generate
     if candidates is not None or rubric is not None:
         config = _with_candidates(config, candidates, rubric, to)
-    asked, tags = _asked(prompts, model, codec, adapter, config, limit)
+    asked, tags = asked_clips(prompts, model, codec, adapter, config, limit)
     tags |= {"nava.recipe": recipe, "nava.output": to}
     more = {"adapters": list(adapter)} if adapter else {}
     if rubric is None:
         from pretrain.storage import place
 
-        _generate(asked, place(to), spread, move_aside, tags, more)
+        make_clips(asked, place(to), spread, move_aside, tags, more)
     else:
         _best_of(asked, Path(to), rubric, spread, move_aside, tags, more)
 
 
-def _asked(
+def _check_given(prompts: Path, limit: int | None) -> None:
+    if limit is not None and limit < 1:
+        raise ValueError(f"--limit: expected at least 1, got {limit}")
+    _require(prompts, "give a prompts JSONL file")
+
+
+def asked_clips(
     prompts: Path,
     model: Path,
     codec: Path | None,
@@ -219,7 +224,6 @@ def _asked(
     """The inputs, fetched where the registry names them, and tags that say so. Raises in one line."""
     from experiments.runs.registry import model_and_codec, registered_tags
 
-    _require(prompts, "give a prompts JSONL file")
     model, codec = model_and_codec(model, codec, Path("out"), Path("out/codec"))
     _require(model, "train one (`nava demo`) or give --model")
     _require(codec, "fit one or give --codec")
@@ -240,7 +244,7 @@ def _best_of(
     from experiments.candidates import beside, choose, told
 
     candidates = beside(to, "candidates")
-    _generate(asked, candidates, spread, aside, {**tags, "nava.output": str(candidates)}, more)
+    make_clips(asked, candidates, spread, aside, {**tags, "nava.output": str(candidates)}, more)
     for line in told(choose(candidates, rubric, to), len(asked.config.seeds)):
         print(line)
     print(f"clips in {to}")
@@ -272,7 +276,7 @@ class ClipsAsked:
     limit: int | None
 
 
-def _generate(
+def make_clips(
     asked: ClipsAsked, to: Path, spread: Spread, aside: bool, tags: Mapping[str, str], more: Mapping[str, Any]
 ) -> None:
     """Warn, make the clips, and record the run."""

@@ -9,13 +9,14 @@ lines, prompt sounds relative to its folder; results: UTT.wav in one folder.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from experiments.scoring.clips import ClipFile
 from pretrain.files import read_json, text_lines
+from pretrain.prompt.characters import caseless
 from rewards.media_folder import VIDEO_SUFFIXES, scan_folder
 
 SETS = ("set1", "set2", "set3")
@@ -45,8 +46,10 @@ class BenchItem:
     image: Path | None = None
     reference_sound: Path | None = None
     voice: Path | None = None
+    voice_text: str = ""  # what is said in `voice`, where that is known
     video: Path | None = None
     sound: Path | None = None
+    reason: str = ""  # why there is no clip, where that is known
 
     @property
     def key(self) -> str:
@@ -75,22 +78,32 @@ class BenchItem:
         )
 
 
-def read_verse_bench(root: Path, clips: Path) -> list[BenchItem]:
-    """Every case of set1 to set3 in order. Raises FileNotFoundError or ValueError in one line for missing or
-    wrong files."""
-    _check_clips(clips)
-    items = [item for name in SETS for item in _verse_bench_set(root / name, clips)]
+def read_verse_bench(root: Path, clips: Path | None) -> list[BenchItem]:
+    """Every case of set1 to set3 in order; clips: None where they are not made yet.
+
+    Raises FileNotFoundError or ValueError in one line for missing or wrong files, and for two cases of one
+    name, whose clips would be one file.
+    """
+    check_clips(clips)
+    items: list[BenchItem] = []
+    seen: dict[str, Path] = {}
+    for path in (path for name in SETS for path in _verse_bench_files(root / name)):
+        if (other := seen.setdefault(caseless(path.stem), path)) is not path:
+            raise ValueError(
+                f"{path}: {other} has the same name, and clips are called by it; get the data set again"
+            )
+        items.append(_verse_bench_item(path))
     if not items:
         raise FileNotFoundError(
             f"{root}: no set1, set2 or set3 with NAME.json; give the folder of the data set dorni/Verse-Bench"
         )
-    return items
+    return answered(items, clips)
 
 
-def read_seed_tts(meta: Path, clips: Path) -> list[BenchItem]:
+def read_seed_tts(meta: Path, clips: Path | None) -> list[BenchItem]:
     """Every line of a meta.lst; the sound is UTT.wav, or that of UTT.mp4. Raises as `read_verse_bench`,
     naming file and line."""
-    _check_clips(clips)
+    check_clips(clips)
     if not meta.is_file():
         raise FileNotFoundError(f"{meta}: no such file; give the folder of the Seed-TTS test set, or --meta")
     items: list[BenchItem] = []
@@ -104,7 +117,6 @@ def read_seed_tts(meta: Path, clips: Path) -> list[BenchItem]:
                 f"{meta}:{number}: {name!r} is there twice, first on line {seen[name]}; keep one"
             )
         seen[name] = number
-        video = _first(clips, name, VIDEOS)
         items.append(
             BenchItem(
                 name,
@@ -112,13 +124,12 @@ def read_seed_tts(meta: Path, clips: Path) -> list[BenchItem]:
                 row["text"],
                 prompt=row["text"],
                 voice=meta.parent / row["voice"] if "voice" in row else None,
-                video=video,
-                sound=_first(clips, name, (".wav",)) or video,
+                voice_text=row.get("prompt_text", ""),
             )
         )
     if not items:
         raise ValueError(f"{meta}: the file is empty; expected {META_FORM}")
-    return items
+    return answered(items, clips)
 
 
 def _seed_tts_row(meta: Path, number: int, line: str, first: tuple[int, str]) -> dict[str, str]:
@@ -154,24 +165,42 @@ def left_out(clips: Path, items: Sequence[BenchItem]) -> dict[str, int]:
     return dict(sorted((Counter(found.left_out) + unused).items()))
 
 
-def _verse_bench_set(folder: Path, clips: Path) -> Iterator[BenchItem]:
-    for path in sorted([*folder.glob("*.json"), *(folder / "data").glob("*.json")]):
-        content = read_json(path, "get the data set again")
-        places = list(dict.fromkeys([path.parent, folder, folder / "clips"]))
-        images = (found for place in places if (found := _first(place, path.stem, IMAGES)))
-        sounds = (found for place in places if (found := _first(place, path.stem, SOUNDS)))
-        video = _first(clips, path.stem, VIDEOS)
-        yield BenchItem(
-            name=path.stem,
-            subset=folder.name,
-            speech=_speech(content, path),
-            sounds=_sounds(content, path),
-            prompt=str(content.get("video_prompt", "")),
-            image=next(images, None),
-            reference_sound=next(sounds, None) if folder.name == "set2" else None,
-            video=video,
-            sound=_first(clips, path.stem, (".wav",)) or video,
-        )
+def answered(
+    items: Sequence[BenchItem], clips: Path | None, reasons: Mapping[str, str] | None = None
+) -> list[BenchItem]:
+    """The cases with their clips, NAME.mp4 and NAME.wav of a folder, the sound by default the video's.
+
+    reasons: by name, why a case has none, whatever lies there.
+    """
+    found = []
+    for item in items:
+        reason = (reasons or {}).get(item.name, "")
+        there = None if reason else clips
+        video = there and _first(there, item.name, VIDEOS)
+        sound = (there and _first(there, item.name, (".wav",))) or video
+        found.append(replace(item, video=video, sound=sound, reason=reason))
+    return found
+
+
+def _verse_bench_files(folder: Path) -> list[Path]:
+    return sorted([*folder.glob("*.json"), *(folder / "data").glob("*.json")])
+
+
+def _verse_bench_item(path: Path) -> BenchItem:
+    content = read_json(path, "get the data set again")
+    folder = path.parent.parent if path.parent.name == "data" else path.parent
+    places = list(dict.fromkeys([path.parent, folder, folder / "clips"]))
+    images = (found for place in places if (found := _first(place, path.stem, IMAGES)))
+    sounds = (found for place in places if (found := _first(place, path.stem, SOUNDS)))
+    return BenchItem(
+        name=path.stem,
+        subset=folder.name,
+        speech=_speech(content, path),
+        sounds=_sounds(content, path),
+        prompt=str(content.get("video_prompt", "")),
+        image=next(images, None),
+        reference_sound=next(sounds, None) if folder.name == "set2" else None,
+    )
 
 
 def _speech(content: dict[str, Any], path: Path) -> str:
@@ -192,8 +221,9 @@ def _first(folder: Path, stem: str, suffixes: tuple[str, ...]) -> Path | None:
     return next((path for suffix in suffixes if (path := folder / f"{stem}{suffix}").is_file()), None)
 
 
-def _check_clips(clips: Path) -> None:
-    if not clips.is_dir():
+def check_clips(clips: Path | None) -> None:
+    """Raises FileNotFoundError for a folder of clips that is not there."""
+    if clips is not None and not clips.is_dir():
         raise FileNotFoundError(
             f"{clips}: no such folder; give the folder with the generated clips as --clips"
         )

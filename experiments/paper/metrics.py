@@ -92,6 +92,20 @@ def seed_tts(language: str) -> tuple[PublishedMetric, ...]:
     )
 
 
+# What is measured per clip; FVD, KVD and FAD are of sets, and need features of the benchmark's own clips.
+JAVISBENCH: tuple[PublishedMetric, ...] = (
+    PublishedMetric("TV-IB", "imagebind_tv_cosine", "an ImageBind plug-in", _any),
+    PublishedMetric("TA-IB", "imagebind_ta_cosine", "an ImageBind plug-in", _any),
+    PublishedMetric("CLIP", "clip_javisbench", "a plug-in with the benchmark's CLIP", _any),
+    PublishedMetric("CLAP", "clap_javisbench", "a plug-in with the benchmark's CLAP", _any),
+    PublishedMetric("AV-IB", "imagebind_av_cosine", "an ImageBind plug-in", _any),
+    PublishedMetric("CAVP", "cavp_javisbench", "a plug-in with Diff-Foley's CAVP", _any),
+    PublishedMetric("AVHScore", "avh_score", "an ImageBind plug-in", _any),
+    PublishedMetric("JavisScore", "javis_score", "an ImageBind plug-in", _any),
+    PublishedMetric("DeSync", "desync", "a Synchformer plug-in", _any, higher_is_better=False),
+)
+
+
 def eligible_for(reward: str, item: BenchItem) -> bool:
     """Whether a case asks for what a reward of the catalog judges; plug-ins are asked about every case."""
     about = "any" if is_plugin(reward) or reward not in CATALOG else CATALOG[reward].about

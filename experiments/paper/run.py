@@ -4,6 +4,7 @@ intervals."""
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,12 @@ from typing import Any
 from experiments.paper.layouts import BenchItem
 from experiments.paper.metrics import PublishedMetric, eligible_for, looks_at_frames
 from experiments.paper.published import PaperTable, composites
+from experiments.paper.tables import NO_CLIP
 from experiments.scoring.score_files import ScoreSettings, score_files, to_scores
 from experiments.scoring.store import StoredRow
 from experiments.scoring.summary import described
 from rewards.types import Score
 
-NO_CLIP = "no clip"
 MISSING = "weights missing"
 Columns = dict[str, dict[str, Score]]  # reward (as asked for) -> case -> score, under the reward's own name
 COMPOSITE_NAMES = {"LSE-C": "Sync-C"}  # their name for a metric -> the table's
@@ -39,9 +40,9 @@ def measure(benchmark: Benchmark, settings: ScoreSettings, out: Path) -> dict[st
     """Scores what is not scored yet (rows in `out`, picture and sound apart) and returns the table as plain
     values.
 
-    `{benchmark, cases, clips, metrics: {label: {mean, low, high, n, eligible, reasons, status, needs,
-    paper}}, own: {score: {...}}, composites, paper}`; status is scored, not scored, or weights missing. Means
-    are over scored cases alone.
+    `{benchmark, cases, clips, without: {reason: cases without a clip}, metrics: {label: {mean, low, high, n,
+    eligible, reasons, status, needs, paper}}, own: {score: {...}}, composites, paper}`; status is scored, not
+    scored, or weights missing. Means are over scored cases alone.
     """
     pictures = [file for item in benchmark.items if (file := item.video_file())]
     sounds = [file for item in benchmark.items if (file := item.sound_file())]
@@ -54,7 +55,9 @@ def measure(benchmark: Benchmark, settings: ScoreSettings, out: Path) -> dict[st
             for name in settings.rewards
             if (looks_at_frames(name) and not benchmark.of_sound) == (side == "video")
         )
-        if not names or not files:
+        if not names or not files:  # no case has such a file, which their reasons say
+            columns |= {name: {} for name in names}
+            asked |= {name: name for name in names}
             continue
         options = {name: value for name, value in settings.options.items() if name in names}
         part = ScoreSettings(rewards=names, options=options, batch=settings.batch)
@@ -68,6 +71,9 @@ def measure(benchmark: Benchmark, settings: ScoreSettings, out: Path) -> dict[st
         "benchmark": benchmark.name,
         "cases": len(benchmark.items),
         "clips": sum(item.sound is not None for item in benchmark.items),
+        "without": dict(
+            Counter(item.reason or NO_CLIP for item in benchmark.items if item.sound is None).most_common()
+        ),
         "metrics": metrics,
         "own": _own(benchmark, columns, asked),
         "composites": _composites(metrics) if benchmark.with_composites else {},
@@ -106,10 +112,11 @@ def _scores(name: str, columns: Columns, items: Sequence[BenchItem]) -> list[Sco
     reward, _, part = (name, "", "") if name in columns else name.partition(".")
     if reward not in columns:
         return None
-    found = [columns[reward].get(item.key, Score(math.nan, NO_CLIP)) for item in items]
+    column = columns[reward]
+    found = [column.get(item.key, Score(math.nan, item.reason or NO_CLIP)) for item in items]
     if not part:
         return found
-    if not any(part in score.parts for score in columns[reward].values()):
+    if column and not any(part in score.parts for score in column.values()):
         return None
     return [
         score

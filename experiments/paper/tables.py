@@ -13,6 +13,7 @@ from pretrain.files import replacing
 from pretrain.markdown import markdown_table
 
 OURS = "this run"
+NO_CLIP = "no clip"  # of clips that others made
 
 
 def write_tables(result: Mapping[str, Any], out: Path) -> list[Path]:
@@ -30,6 +31,12 @@ def markdown(result: Mapping[str, Any]) -> str:
         f"# {result['benchmark']}",
         f"{result['clips']} of {result['cases']} cases have a clip. Means are over scored cases.",
     ]
+    if without := {reason: count for reason, count in result.get("without", {}).items() if reason != NO_CLIP}:
+        rows = [[str(count), reason] for reason, count in without.items()]
+        parts += [
+            "## Cases without a clip, which count as not scored",
+            markdown_table(["cases", "why"], rows),
+        ]
     if result["paper"]:
         parts += ["## Beside the published figures", _beside(result)]
     parts += ["## The benchmark's metrics", _metrics(result)]
