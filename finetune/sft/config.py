@@ -79,6 +79,9 @@ class FinetuneConfig:
     audio_only_batch_factor: int = 1
     # share of the steps on the base's data, against forgetting; 0 = none
     base_share: float = 0.3
+    # what those steps learn: the data, or what the model that is started from answers on them (learning
+    # without forgetting); auto = the model's answers with an adapter, the data with all weights
+    base_target: Literal["auto", "data", "model"] = "auto"
     # folder or URL of an encoded set, or of several; "" = those of the recipe's last pretraining stage
     base: str = ""
     validation: str = ""  # an encoded set; "" = `validation` beside the base's, if it is there
@@ -91,7 +94,8 @@ class FinetuneConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     objective: ObjectiveConfig = field(
         default_factory=lambda: ObjectiveConfig(
-            audio_weight=1.0, levels=LevelConfig(shift=1.0, logit_mean=0.6, logit_std=1.3)
+            audio_weight=1.0,
+            levels=LevelConfig(draw="logit_normal", weight="flat", shift=1.0, logit_mean=0.6, logit_std=1.3),
         )
     )
     sound: SoundConfig = field(default_factory=SoundConfig)
@@ -111,12 +115,24 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.base_share < 1:
             raise ValueError(f"finetune.base_share: a share of the steps in [0, 1), got {self.base_share}")
+        if self.base_target not in ("auto", "data", "model"):
+            raise ValueError(f"finetune.base_target: auto, data or model, got {self.base_target!r}")
+        if self.full and self.base_target == "model":
+            raise ValueError(
+                "finetune.base_target=model: with finetune.full there is no copy of the model to ask; "
+                "set data, or train an adapter"
+            )
         if self.clips < 0 or self.clips_every < 0:
             raise ValueError(
                 f"finetune.clips and clips_every must not be negative, got {self.clips}, {self.clips_every}"
             )
         # its checks; whether heads split over a context group is seen when the model is known
         self._pretraining("mini", {}, replace(self.parallel, context=min(self.parallel.context, 1)))
+
+    @property
+    def keeps_answers(self) -> bool:
+        """Steps on the base's data learn what the model that is started from answers there."""
+        return not self.full and self.base_target != "data"
 
     @property
     def trains_audio(self) -> bool:
