@@ -77,6 +77,7 @@ def test_levels_are_those_of_the_mini_s_pretraining():
     [
         (lambda: FinetuneConfig(base_share=1.0), "base_share"),
         (lambda: FinetuneConfig(base_target="teacher"), "base_target: auto, data or model"),
+        (lambda: FinetuneConfig(base_weight=0.0), "base_weight: a factor above 0"),
         (lambda: FinetuneConfig(base_target="model", full=True), "no copy of the model to ask"),
         (lambda: FinetuneConfig(tasks={"T2X": 1.0}), "unknown task"),
         (lambda: RateScales(video=-1.0), "lr_scale"),

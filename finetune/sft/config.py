@@ -82,6 +82,7 @@ class FinetuneConfig:
     # what those steps learn: the data, or what the model that is started from answers on them (learning
     # without forgetting); auto = the model's answers with an adapter, the data with all weights
     base_target: Literal["auto", "data", "model"] = "auto"
+    base_weight: float = 1.0  # of the loss of those steps
     # folder or URL of an encoded set, or of several; "" = those of the recipe's last pretraining stage
     base: str = ""
     validation: str = ""  # an encoded set; "" = `validation` beside the base's, if it is there
@@ -117,6 +118,8 @@ class FinetuneConfig:
             raise ValueError(f"finetune.base_share: a share of the steps in [0, 1), got {self.base_share}")
         if self.base_target not in ("auto", "data", "model"):
             raise ValueError(f"finetune.base_target: auto, data or model, got {self.base_target!r}")
+        if not 0 < self.base_weight < math.inf:
+            raise ValueError(f"finetune.base_weight: a factor above 0, got {self.base_weight}")
         if self.full and self.base_target == "model":
             raise ValueError(
                 "finetune.base_target=model: with finetune.full there is no copy of the model to ask; "

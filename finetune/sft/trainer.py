@@ -81,8 +81,11 @@ class FinetuneTrainer(PretrainTrainer):
     def forward_backward_step(
         self, *, input_dict: Corrupted, labels: None, global_valid_tokens: Tensor
     ) -> Tensor:  # type: ignore[override]
-        if self.tuning.finetune.keeps_answers and self._drawn.set_name != CLIPS:
-            input_dict = self._with_answers_of_the_base(input_dict)
+        config = self.tuning.finetune
+        if self._drawn.set_name != CLIPS:
+            if config.keeps_answers:
+                input_dict = self._with_answers_of_the_base(input_dict)
+            input_dict = replace(input_dict, weight=input_dict.weight * config.base_weight)
         return super().forward_backward_step(
             input_dict=input_dict, labels=labels, global_valid_tokens=global_valid_tokens
         )
