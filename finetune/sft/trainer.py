@@ -33,7 +33,7 @@ from pretrain.model.checkpoint import open_weights
 from pretrain.model.flavors import build_model, flavor
 from pretrain.model.quantised import load_base
 from pretrain.model.shell import AVTransformer
-from pretrain.objective import Corrupted
+from pretrain.objective import Corrupted, ObjectiveConfig
 from pretrain.schedule import TaskDraw, task_of_step
 from pretrain.titan.ema import Ema
 from pretrain.titan.parallelize import reshard
@@ -89,6 +89,12 @@ class FinetuneTrainer(PretrainTrainer):
         return super().forward_backward_step(
             input_dict=input_dict, labels=labels, global_valid_tokens=global_valid_tokens
         )
+
+    @property
+    def objective(self) -> ObjectiveConfig:
+        config = self.tuning.finetune
+        own = self._drawn.set_name == CLIPS
+        return replace(config.objective, dropout=config.clips_dropout) if own else config.objective
 
     @property
     def _drawn(self) -> TaskDraw:
