@@ -18,6 +18,7 @@ from finetune.lora import LoraConfig
 from finetune.sft.config import RateScales
 from finetune.sft.finetune_run import FinetuneRun
 from finetune.sft.heard import ROW
+from finetune.sft.trainer import FinetuneTrainer
 from pretrain.launch.continuing import verdict_of
 from pretrain.model.checkpoint import load_model, read_model_folder
 from pretrain.model.modality import modalities_of
@@ -124,6 +125,19 @@ def test_the_answers_of_the_base_are_no_reason_to_move(world, tmp_path, target, 
     assert len(losses) == 3
     assert (all(loss > 0 for loss in losses) and bool(moved)) is forgets
     assert (max(losses) == 0 and not moved) is not forgets
+
+
+def test_conditions_are_dropped_as_the_set_of_a_step_says(world, tmp_path):
+    run = finetune_run(world, tmp_path, config(base_share=0.5))
+    trainer = FinetuneTrainer.__new__(FinetuneTrainer)  # no ranks: only what it draws
+    trainer.tuning = trainer.run = run
+    found = {}
+    for step in range(1, 21):
+        trainer.step = step
+        drawn = task_of_step(0, run.config.stage("finetune"), step).set_name
+        found.setdefault(drawn, set()).add(trainer.objective.dropout)
+    assert found == {"clips": {run.finetune.clips_dropout}, "base": {run.finetune.objective.dropout}}
+    assert run.finetune.clips_dropout != run.finetune.objective.dropout
 
 
 def test_what_the_clips_move_on_the_base_is_held_back(world, tmp_path):

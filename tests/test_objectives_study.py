@@ -66,7 +66,9 @@ class World:
         for module, names in places.items():
             for name, ours in names.items():
                 where = f"experiments.studies.objectives.{module}.{name}"
-                monkeypatch.setattr(where, lambda *given, ours=ours, **named: getattr(self, ours)(*given, **named))
+                monkeypatch.setattr(
+                    where, lambda *given, ours=ours, **named: getattr(self, ours)(*given, **named)
+                )
 
     def open_store(self, store):
         return store

@@ -69,7 +69,7 @@ class FinetuneConfig:
 
     full: bool = False  # True: all weights are trained, and no adapter is made
     lora: LoraConfig = field(default_factory=lambda: LoraConfig(rank=32, alpha=64.0))
-    steps: int = 300
+    steps: int = 240
     lr: float = 1e-3
     lr_scale: RateScales = field(default_factory=RateScales)
     warmup_steps: int = 20
