@@ -98,8 +98,8 @@ def healthy_after(port: int) -> float:
     return time.monotonic() - started
 
 
-def siege(kind: str, port: int, tokens: dict[str, str], seconds: float) -> dict[str, Any]:
-    quiet, quiet_wrong = honest(port, tokens["honest"], seconds)
+def siege(kind: str, port: int, tokens: dict[str, str], seconds: float, before: float) -> dict[str, Any]:
+    quiet, quiet_wrong = honest(port, tokens["honest"], before)
     command = [sys.executable, str(Path(__file__).with_name("service_besiegers.py")), kind, str(port)]
     attacker = subprocess.Popen(
         ["nice", "-n", "5", *command, str(seconds + 1)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -142,7 +142,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     with running(config, "127.0.0.1", options.port, temporary=options.ray_folder):
         honest(options.port, tokens["honest"], 3.0)  # everything is imported
         memory = Memory()
-        rows = [siege(kind, options.port, tokens, options.seconds) for kind in ATTACKS]
+        rows = [siege(kind, options.port, tokens, options.seconds, options.quiet) for kind in ATTACKS]
         memory.ended.set()
     peak = memory.mib()
     holds = peak["front"] <= FRONT_MIB and peak["proxy"] <= PROXY_MIB
@@ -162,6 +162,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seconds", type=float, default=8.0, help="of each attack")
+    parser.add_argument("--quiet", type=float, default=8.0, help="seconds of the quiet service before each")
     parser.add_argument("--port", type=int, default=8197)
     parser.add_argument("--work", default="out/service_siege")
     parser.add_argument("--ray-folder", help="Ray's temporary folder")

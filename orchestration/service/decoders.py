@@ -190,10 +190,10 @@ class _Process:
             raise ValueError("more than a clip may have")
         arrays = {}
         for entry, size in zip(table, sizes, strict=True):
-            content = bytearray(size)
+            content = np.empty(size, np.uint8)  # zeros would hold the interpreter's lock for half a second
             if source.readinto(content) != size:  # type: ignore[attr-defined]
                 raise EOFError
-            arrays[entry["name"]] = np.frombuffer(content, DTYPES[entry["dtype"]]).reshape(entry["shape"])
+            arrays[entry["name"]] = content.view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
         return header, arrays
 
     def kill(self) -> None:
