@@ -6,13 +6,21 @@ import json
 
 import numpy as np
 import pytest
+from align_world import write_world
+from test_lora import fill
 
 from experiments.benchmarks.fifth_voice import world as example
+from experiments.benchmarks.fifth_voice.measure import Trained, clips_of
 from experiments.benchmarks.fifth_voice.report import rows_of
 from experiments.benchmarks.fifth_voice.voice import VOICE, add_voice
+from finetune.adapters import Adapter, gathered, save_adapter
+from finetune.lora import DEFAULT, LoraConfig, adapter_parameters, inject
 from pretrain.data.corpus.bank import load_bank
 from pretrain.data.plain import plain_rows
+from pretrain.generation.config import GenerateConfig
+from pretrain.model.checkpoint import load_model
 from pretrain.prompt import parse, read_prompts
+from pretrain.sampling import SamplerConfig
 
 
 @pytest.fixture(autouse=True)
@@ -67,3 +75,28 @@ def test_a_row_has_the_paired_difference_over_seeds():
     assert json.loads(json.dumps(row.as_json()))["before"]["n"] == 3
     (alone,) = rows_of(before, [])
     assert alone.after is None and alone.moved is None
+
+
+def test_clips_of_the_base_and_of_an_adapter_are_made_once(tmp_path):
+    """Another adapter sounds different; a second call reads what the first one made."""
+    made = write_world(tmp_path)
+    trained = Trained(made / "base", made / "codec", made)
+    model, described = load_model(trained.model)
+    fill(inject(model, LoraConfig(rank=2), (DEFAULT,)))
+    known = Adapter(flavor="debug", base_id=str(described.facts["checkpoint_id"]), config=LoraConfig(rank=2))
+    save_adapter(tmp_path / "adapter", gathered(adapter_parameters(model, DEFAULT)), known)
+    config = GenerateConfig(
+        sampler=SamplerConfig(solver="euler", steps=2), num_frames=5, height=32, width=32, bf16=False
+    )
+
+    def sounds(adapter):
+        clips = clips_of(trained, made / "prompts.jsonl", adapter, tmp_path / "made", config)
+        return np.stack([clip.waveform for clip in clips])
+
+    base, tuned = sounds(None), sounds(tmp_path / "adapter")
+    assert base.shape == tuned.shape and len(base) == 10
+    assert np.abs(base - tuned).max() > 1e-3
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "made").glob("*/*.wav")}
+    assert len(written) == 20
+    assert np.array_equal(sounds(None), base) and np.array_equal(sounds(tmp_path / "adapter"), tuned)
+    assert all(path.stat().st_mtime_ns == changed for path, changed in written.items())

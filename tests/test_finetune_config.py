@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import peft
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from model_cases import debug_model
 from test_lora import answer, fill
 
+from experiments.recipes.load import load_recipe
 from finetune.adapters import (
     Adapter,
     ScaledAdapter,
@@ -57,10 +59,26 @@ def test_without_base_data_every_step_is_on_the_clips():
     assert stage.sets == stage.audio_sets == {"clips": 1.0}
 
 
+def test_the_model_s_own_answers_are_kept_where_an_adapter_can_be_switched_off():
+    assert FinetuneConfig().keeps_answers and FinetuneConfig(base_target="model").keeps_answers
+    assert (
+        not FinetuneConfig(full=True).keeps_answers and not FinetuneConfig(base_target="data").keeps_answers
+    )
+
+
+def test_levels_are_those_of_the_mini_s_pretraining():
+    """The sampler's steps are near pure noise, where the release's weights are next to nothing at shift 1."""
+    pretrained = load_recipe("mini", Path(__file__).parent.parent / "params.yaml").pretrain
+    assert FinetuneConfig().objective.levels == pretrained.objective.levels
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: FinetuneConfig(base_share=1.0), "base_share"),
+        (lambda: FinetuneConfig(base_target="teacher"), "base_target: auto, data or model"),
+        (lambda: FinetuneConfig(base_weight=0.0), "base_weight: a factor above 0"),
+        (lambda: FinetuneConfig(base_target="model", full=True), "no copy of the model to ask"),
         (lambda: FinetuneConfig(tasks={"T2X": 1.0}), "unknown task"),
         (lambda: RateScales(video=-1.0), "lr_scale"),
         (lambda: RateScales(video=0.0, audio=0.0, shared=0.0), "lr_scale"),

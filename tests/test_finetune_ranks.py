@@ -18,6 +18,7 @@ from finetune.lora import LoraConfig
 from finetune.sft.config import RateScales
 from finetune.sft.finetune_run import FinetuneRun
 from finetune.sft.heard import ROW
+from finetune.sft.trainer import FinetuneTrainer
 from pretrain.launch.continuing import verdict_of
 from pretrain.model.checkpoint import load_model, read_model_folder
 from pretrain.model.modality import modalities_of
@@ -110,6 +111,46 @@ def test_two_ranks_equal_one(tuned, world, tmp_path):
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6)
     assert rows(run)[-1][ROW] == rows(tuned)[-1][ROW]
+
+
+@pytest.mark.parametrize(("target", "forgets"), [("model", False), ("data", True)])
+def test_the_answers_of_the_base_are_no_reason_to_move(world, tmp_path, target, forgets):
+    """Where all steps are on the base's data, an adapter that is to answer like the base stays at zero."""
+    alone = config(steps=3, base_share=0.999, base_target=target)
+    run = finetune_run(world, tmp_path, alone)
+    assert {task_of_step(0, run.config.stage("finetune"), step).set_name for step in (1, 2, 3)} == {"base"}
+    assert run_ranks(run) == [0], (run.out / "log.0").read_text()[-3000:]
+    moved = {name for name, value in adapter_of(run).items() if ".lora_B" in name and value.any()}
+    losses = [row["loss"] for row in rows(run) if "loss" in row]
+    assert len(losses) == 3
+    assert (all(loss > 0 for loss in losses) and bool(moved)) is forgets
+    assert (max(losses) == 0 and not moved) is not forgets
+
+
+def test_conditions_are_dropped_as_the_set_of_a_step_says(world, tmp_path):
+    run = finetune_run(world, tmp_path, config(base_share=0.5))
+    trainer = FinetuneTrainer.__new__(FinetuneTrainer)  # no ranks: only what it draws
+    trainer.tuning = trainer.run = run
+    found = {}
+    for step in range(1, 21):
+        trainer.step = step
+        drawn = task_of_step(0, run.config.stage("finetune"), step).set_name
+        found.setdefault(drawn, set()).add(trainer.objective.dropout)
+    assert found == {"clips": {run.finetune.clips_dropout}, "base": {run.finetune.objective.dropout}}
+    assert run.finetune.clips_dropout != run.finetune.objective.dropout
+
+
+def test_what_the_clips_move_on_the_base_is_held_back(world, tmp_path):
+    """After steps on the clips the base's answers pull back: less changes than by training on its data."""
+    drift = {}
+    for target in ("model", "data"):
+        run = finetune_run(world, tmp_path / target, config(steps=12, base_share=0.5, base_target=target))
+        assert run_ranks(run) == [0], (run.out / "log.0").read_text()[-3000:]
+        stage = run.config.stage("finetune")
+        on_base = [step for step in range(7, 13) if task_of_step(0, stage, step).set_name == "base"]
+        assert on_base
+        drift[target] = [row["loss"] for row in rows(run) if row["step"] in on_base]
+    assert all(0 < mine < theirs for mine, theirs in zip(drift["model"], drift["data"], strict=True))
 
 
 @pytest.mark.slow

@@ -61,7 +61,9 @@ FINETUNE_NEUTRAL = (
 )
 FINETUNE_COUNTS = (
     words("full steps lr warmup_steps decay_fraction decay min_lr_factor tasks audio_only_batch_factor")
-    | words("base_share global_batch_size mix_lengths seed mixed_precision ema_decay shuffle_shards")
+    | words("base_share base_target base_weight global_batch_size mix_lengths seed mixed_precision")
+    | words("ema_decay shuffle_shards")
+    | words("text modality_mask timbre_kept first_frame", "clips_dropout.")
     | words("rank alpha targets seed rslora dora base", "lora.")
     | words("video audio shared", "lr_scale.")
     | words("beta1 beta2 eps weight_decay grad_clip", "optimizer.")

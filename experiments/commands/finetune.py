@@ -84,7 +84,7 @@ def finetune(
     speech is checked before: missing, muted or too short in more than finetune.sound.max_bad of them is
     refused.
 
-    finetune.base_share of the steps (0.3) are on the model's own data, against forgetting:
+    finetune.base_share of the steps (0.5) are on the model's own data, to keep its answers there:
       nava finetune mini --clips my_clips --to my/voice
       nava finetune mini --clips rows.jsonl --set finetune.base_share=0 --set finetune.lora.rank=16
       nava finetune mini --clips rows.jsonl --model models:/nava-mini@aligned --full --set finetune.lr=1e-4

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from finetune.lora import LoraConfig
+from pretrain.dropout import DropoutConfig
 from pretrain.flow.path import LevelConfig
 from pretrain.model.flavors import flavor
 from pretrain.model.modality import WeightModality
@@ -68,21 +69,26 @@ class FinetuneConfig:
 
     full: bool = False  # True: all weights are trained, and no adapter is made
     lora: LoraConfig = field(default_factory=lambda: LoraConfig(rank=32, alpha=64.0))
-    steps: int = 300
+    steps: int = 240
     lr: float = 1e-3
     lr_scale: RateScales = field(default_factory=RateScales)
     warmup_steps: int = 20
     decay_fraction: float = 0.5  # of the steps, at the end
     decay: Literal["linear", "sqrt", "cosine"] = "cosine"
     min_lr_factor: float = 0.05
-    tasks: Mapping[str, float] = field(default_factory=lambda: {"T2AV": 2.0, "TI2AV": 0.5, "TIA2AV": 1.5})
+    # tasks that may be given a reference voice: without one the clips' voice would become that of all
+    tasks: Mapping[str, float] = field(default_factory=lambda: {"T2AV": 1.0, "TIA2AV": 1.0})
     audio_only_batch_factor: int = 1
     # share of the steps on the base's data, against forgetting; 0 = none
-    base_share: float = 0.3
+    base_share: float = 0.5
+    # what those steps learn: the data, or what the model that is started from answers on them (learning
+    # without forgetting); auto = the model's answers with an adapter, the data with all weights
+    base_target: Literal["auto", "data", "model"] = "auto"
+    base_weight: float = 5.0  # of the loss of those steps
     # folder or URL of an encoded set, or of several; "" = those of the recipe's last pretraining stage
     base: str = ""
     validation: str = ""  # an encoded set; "" = `validation` beside the base's, if it is there
-    global_batch_size: int = 16
+    global_batch_size: int = 8
     local_batch_size: int = 0  # as of pretraining
     mix_lengths: bool = False
     seed: int = 0
@@ -91,8 +97,16 @@ class FinetuneConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     objective: ObjectiveConfig = field(
         default_factory=lambda: ObjectiveConfig(
-            audio_weight=1.0, levels=LevelConfig(shift=1.0, logit_mean=0.6, logit_std=1.3)
+            # a face that is new to the codec has several times the loss of a voice
+            video_weight=0.1,
+            audio_weight=1.0,
+            levels=LevelConfig(draw="logit_normal", weight="flat", shift=1.0, logit_mean=0.6, logit_std=1.3),
         )
+    )
+    # of the clips' conditions; objective.dropout is that of the base's data. Text and voice are always given:
+    # guidance leads away from the answer without them, which is to stay the base's
+    clips_dropout: DropoutConfig = field(
+        default_factory=lambda: DropoutConfig(text=0.0, modality_mask=0.0, timbre_kept=1.0)
     )
     sound: SoundConfig = field(default_factory=SoundConfig)
     checkpoint: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(interval=100))
@@ -111,12 +125,26 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.base_share < 1:
             raise ValueError(f"finetune.base_share: a share of the steps in [0, 1), got {self.base_share}")
+        if self.base_target not in ("auto", "data", "model"):
+            raise ValueError(f"finetune.base_target: auto, data or model, got {self.base_target!r}")
+        if not 0 < self.base_weight < math.inf:
+            raise ValueError(f"finetune.base_weight: a factor above 0, got {self.base_weight}")
+        if self.full and self.base_target == "model":
+            raise ValueError(
+                "finetune.base_target=model: with finetune.full there is no copy of the model to ask; "
+                "set data, or train an adapter"
+            )
         if self.clips < 0 or self.clips_every < 0:
             raise ValueError(
                 f"finetune.clips and clips_every must not be negative, got {self.clips}, {self.clips_every}"
             )
         # its checks; whether heads split over a context group is seen when the model is known
         self._pretraining("mini", {}, replace(self.parallel, context=min(self.parallel.context, 1)))
+
+    @property
+    def keeps_answers(self) -> bool:
+        """Steps on the base's data learn what the model that is started from answers there."""
+        return not self.full and self.base_target != "data"
 
     @property
     def trains_audio(self) -> bool:

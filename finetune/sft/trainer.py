@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from finetune.adapters import Adapter, gathered, merge_adapter, save_adapter
-from finetune.lora import DEFAULT, adapter_parameters, base_parameters, inject, reset
+from finetune.lora import (
+    DEFAULT,
+    adapter_layers,
+    adapter_parameters,
+    base_parameters,
+    inject,
+    reset,
+    set_roles,
+)
 from finetune.sft.config import CLIPS
 from finetune.sft.finetune_run import FinetuneRun
 from finetune.sft.heard import SoundTrained
@@ -24,7 +33,8 @@ from pretrain.model.checkpoint import open_weights
 from pretrain.model.flavors import build_model, flavor
 from pretrain.model.quantised import load_base
 from pretrain.model.shell import AVTransformer
-from pretrain.schedule import task_of_step
+from pretrain.objective import Corrupted, ObjectiveConfig
+from pretrain.schedule import TaskDraw, task_of_step
 from pretrain.titan.ema import Ema
 from pretrain.titan.parallelize import reshard
 from pretrain.titan.train_spec import TrainSpec, build_scaled_optimizers, train_spec
@@ -68,12 +78,48 @@ class FinetuneTrainer(PretrainTrainer):
         reset(self.model, config.lora)
         return Ema(self.model, config.ema_decay, only_trained=True)
 
+    def forward_backward_step(
+        self, *, input_dict: Corrupted, labels: None, global_valid_tokens: Tensor
+    ) -> Tensor:  # type: ignore[override]
+        config = self.tuning.finetune
+        if self._drawn.set_name != CLIPS:
+            if config.keeps_answers:
+                input_dict = self._with_answers_of_the_base(input_dict)
+            input_dict = replace(input_dict, weight=input_dict.weight * config.base_weight)
+        return super().forward_backward_step(
+            input_dict=input_dict, labels=labels, global_valid_tokens=global_valid_tokens
+        )
+
+    @property
+    def objective(self) -> ObjectiveConfig:
+        config = self.tuning.finetune
+        own = self._drawn.set_name == CLIPS
+        return replace(config.objective, dropout=config.clips_dropout) if own else config.objective
+
+    @property
+    def _drawn(self) -> TaskDraw:
+        return task_of_step(self.run.config.seed, self.run.config.stage(self.run.stage), self.step)
+
+    def _with_answers_of_the_base(self, given: Corrupted) -> Corrupted:
+        """The same inputs, with the velocities of the model without its adapter as targets."""
+        layers = adapter_layers(self.model)
+        set_roles(layers, None)
+        try:
+            with torch.no_grad(), self.train_context():
+                answer = self.model(given.video, given.audio, given.conditioning)
+        finally:
+            set_roles(layers)
+        return replace(
+            given,
+            video_target=None if answer.video is None else answer.video.float(),
+            audio_target=None if answer.audio is None else answer.audio.float(),
+        )
+
     def _apply(self, result: StepResult) -> None:
         before = self.ema.updates
         super()._apply(result)
-        drawn = task_of_step(self.run.config.seed, self.run.config.stage(self.run.stage), self.step)
         if self.ema.updates > before:
-            self.sound.add(result.audio_s, drawn.set_name == CLIPS)
+            self.sound.add(result.audio_s, self._drawn.set_name == CLIPS)
         if self.finished:
             self.sound.check()
 

@@ -26,7 +26,7 @@ from pretrain.data.stream.collate import CollatedBatch, to_av_batch
 from pretrain.data.stream.loader import StageLoader
 from pretrain.data.stream.sample_set import SampleSet
 from pretrain.launch.stage_run import StageRun
-from pretrain.objective import Corrupted, corrupt, element_counts, velocity_loss
+from pretrain.objective import Corrupted, ObjectiveConfig, corrupt, element_counts, velocity_loss
 from pretrain.randomness import stable_hash
 from pretrain.titan.checkpoints import Checkpoints
 from pretrain.titan.ema import Ema
@@ -91,6 +91,11 @@ class PretrainTrainer(Trainer):
     def first_weights(self) -> None:
         """What training starts from where there is no parent."""
         initialise(self.model, self.run.config.flavor, self.run.config.seed)
+
+    @property
+    def objective(self) -> ObjectiveConfig:
+        """How the batches of this step are noised, and which of their conditions are dropped."""
+        return self.run.config.objective
 
     @property
     def finished(self) -> bool:
@@ -186,7 +191,7 @@ class PretrainTrainer(Trainer):
 
     def _corrupted(self, batch: CollatedBatch, labels: Tensor) -> tuple[Task, int, Corrupted]:
         clean = to_av_batch(batch)
-        corrupted = corrupt(clean, self.run.config.objective, self.noise_seed)
+        corrupted = corrupt(clean, self.objective, self.noise_seed)
         cache_flags(corrupted.video, corrupted.audio, corrupted.conditioning)
         return clean.task, labels.numel(), corrupted.to(self.device)
 

@@ -14,7 +14,7 @@ import torch
 from experiments.benchmarks.fifth_voice.voice import VOICE, add_voice
 from experiments.benchmarks.fifth_voice.world import CHOOSING, PROMPTS_FOLDER, REFERENCES_FOLDER
 from experiments.scoring.clips import INDEX, index_clips, load_clip
-from finetune.adapters import ScaledAdapter, apply_adapters, check_adapter
+from finetune.adapters import MergedAdapters, ScaledAdapter, check_adapter
 from pretrain.codecs.load import load_codecs
 from pretrain.data.corpus.bank import SAMPLE_RATE_HZ, load_bank
 from pretrain.data.corpus.plan import SHORT_FRAMES, Turn
@@ -127,22 +127,13 @@ def old_prompts(corpus: Path, world: Path, name: str) -> Path:
 def clips_of(
     trained: Trained, prompts: Path, adapter: Path | None, to: Path, config: GenerateConfig
 ) -> list[Clip]:
-    """Clips of the base, or of an adapter of it, in a folder below `to`; made where they are not there."""
+    """Clips of the base, or of an adapter of it, in a folder below `to`; what is there already is kept."""
     mark = check_adapter(adapter, trained.model).adapter_id if adapter else "base"
     base = str(model_config(trained.model)["checkpoint_id"])
     folder = to / f"{base}-{mark}-{prompts.stem}-{sha256_of(prompts)[:8]}-{config.seed}"
-    if not (folder / INDEX).is_file():
-        adapters = [ScaledAdapter(adapter)] if adapter else []
-        generate(
-            config,
-            trained.model,
-            trained.codec,
-            prompts,
-            folder,
-            adapt=lambda network, described: apply_adapters(
-                network, described, trained.model, config.weights, adapters
-            ),
-        )
+    scaled = (ScaledAdapter(adapter),) if adapter else ()
+    change = MergedAdapters(trained.model, config.weights, scaled)
+    generate(config, trained.model, trained.codec, prompts, folder, change=change)
     return [load_clip(clip) for clip in index_clips(folder / INDEX)]
 
 

@@ -27,6 +27,7 @@ from experiments.scoring.statistics import (
     mean_over_seeds,
     paired,
 )
+from finetune.adapters import check_adapter
 from pretrain.files import write_json
 from pretrain.statistics import NUM_RESAMPLES
 
@@ -59,6 +60,8 @@ def compare(
     Raises ValueError or OSError.
     """
     trained = Trained(demo / "pretrain" / "stage3" / "model", demo / "codec", demo / "corpus")
+    for adapter in adapters:  # before anything is made
+        check_adapter(adapter, trained.model)
     params = Path("params.yaml")
     config = load_recipe("mini", params if params.is_file() else None).generate
     scores, tables = VoiceScores(), {}
