@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 from pretrain.config import nearest, to_json
@@ -64,6 +66,56 @@ class ParallelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MonitorConfig:
+    """What is measured and recorded of a training while it runs. Raises ValueError for steps and ranks that
+    cannot be read."""
+
+    # TFLOP/s of one device, that MFU is a share of; 0 = torchtitan's number for the GPU (dense bf16), and no
+    # MFU where it knows none, as on a CPU
+    peak_tflops: float = 0.0
+    # collectives that NCCL's flight recorder keeps, written to comm_traces/ where one times out; 0 = off
+    trace_buf_size: int = 20_000
+    # steps to profile, such as "20-22" or "20-22,500": traces of torch's profiler, on GPUs memory snapshots too
+    profile: str = ""
+    profile_ranks: str = "0"  # such as "0,8", or "all"
+    profile_warmup: int = 3  # steps before, in which the profiler warms up; torchtitan's profiler_warmup
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.peak_tflops < math.inf or self.trace_buf_size < 0 or self.profile_warmup < 0:
+            raise ValueError(
+                "monitor: peak_tflops, trace_buf_size and profile_warmup must not be negative, got "
+                f"{self.peak_tflops}, {self.trace_buf_size}, {self.profile_warmup}"
+            )
+        self.spans()
+        self.profiles(0)
+
+    def spans(self) -> list[tuple[int, int]]:
+        """(first, last) steps of each profile, in order."""
+        found: list[tuple[int, int]] = []
+        for text in filter(None, self.profile.replace(" ", "").split(",")):
+            first, dash, last = text.partition("-")
+            if not first.isdecimal() or (dash and not last.isdecimal()) or not 0 < int(first) <= int(last or first):
+                raise ValueError(f"monitor.profile: expected steps such as 20-22,500, got {self.profile!r}")
+            found.append((int(first), int(last or first)))
+        found.sort()
+        for before, after in pairwise(found):
+            if after[0] <= before[1] + 1:
+                raise ValueError(
+                    f"monitor.profile: {self.profile!r} has steps without one between them; write one range"
+                )
+        return found
+
+    def profiles(self, rank: int) -> bool:
+        """Whether this rank is profiled."""
+        if self.profile_ranks == "all":
+            return True
+        parts = self.profile_ranks.replace(" ", "").split(",")
+        if not all(part.isdecimal() for part in parts):
+            raise ValueError(f"monitor.profile_ranks: expected all or ranks such as 0,8, got {self.profile_ranks!r}")
+        return rank in map(int, parts)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
     """All of pretraining. Raises ValueError where parts do not fit each other."""
 
@@ -96,6 +148,8 @@ class PretrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     policy: StepPolicy = field(default_factory=StepPolicy)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    deterministic: bool = False  # torchtitan's debug.deterministic: equal bits of equal runs, slower
     log_every: int = 10
     validate_every: int = 0  # steps; 0 = only at the end of a stage
     validation_samples: int = 64
@@ -167,6 +221,8 @@ def recipe_hash(config: PretrainConfig, stage: str) -> str:
     fields["policy"] |= {"max_skips_in_a_row": StepPolicy.max_skips_in_a_row}
     for name in (
         "checkpoint",
+        "monitor",
+        "deterministic",
         "log_every",
         "validate_every",
         "validation_samples",

@@ -43,8 +43,11 @@ PRETRAIN_COUNTS = (
 PARALLEL = words(
     "replicas context activation_checkpointing shard_blocks reshard_after_forward compile_blocks", "parallel."
 )
+MONITOR = words("peak_tflops trace_buf_size profile profile_ranks profile_warmup", "monitor.")
 PRETRAIN_NEUTRAL = (
     words("interval folder asynchronous keep_last keep_every", "checkpoint.")
+    | words("deterministic")
+    | MONITOR
     | words("log_every validate_every validation_samples latents prefetch cache_gb local_batch_size")
     | words("policy.max_skips_in_a_row")
     | PARALLEL
@@ -54,6 +57,8 @@ ALIGN_NEUTRAL = (
 )
 FINETUNE_NEUTRAL = (
     words("interval folder asynchronous keep_last keep_every", "checkpoint.")
+    | words("deterministic")
+    | MONITOR
     | words("required max_bad muted_db tolerance_s checked patience", "sound.")
     | words("log_every validate_every validation_samples validation base prompts clips_every clips")
     | words("prefetch cache_gb local_batch_size policy.max_skips_in_a_row")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torchtitan.config import (
     ActivationCheckpoint,
     Checkpoint,
@@ -72,6 +73,10 @@ def job_config(config: PretrainConfig, stage_name: str, out: Path, world_size: i
         ),
         activation_checkpoint=ActivationCheckpoint(mode=parallel.activation_checkpointing),
         compile=Compile(enable=parallel.compile_blocks),
-        comm=Comm(init_timeout_seconds=1800, trace_buf_size=0),
-        debug=Debug(seed=config.seed),
+        # gloo has no flight recorder
+        comm=Comm(
+            init_timeout_seconds=1800,
+            trace_buf_size=config.monitor.trace_buf_size if torch.cuda.is_available() else 0,
+        ),
+        debug=Debug(seed=config.seed, deterministic=config.deterministic),
     )
