@@ -143,7 +143,10 @@ class StageProgress:
 def describe_step(row: Mapping[str, Any]) -> str:
     """Losses per modality and speed, in a few words."""
     parts = [f"{name} {row[f'loss_{name}']:.3f}" for name in ("video", "audio") if f"loss_{name}" in row]
-    skipped, waits = int(row["skipped_nonfinite"] + row["skipped_spikes"]), row.get("time/data_wait_percent", 0)
+    skipped, waits = (
+        int(row["skipped_nonfinite"] + row["skipped_spikes"]),
+        row.get("time/data_wait_percent", 0),
+    )
     parts += [f"{row['tokens_per_s']:,.0f} tokens/s"]
     parts += [f"MFU {row['mfu_percent']:.0f} %"] if "mfu_percent" in row else []
     parts += [f"{waits:.0f} % waiting for data"] if waits >= NOTABLE_WAIT_PERCENT else []

@@ -94,7 +94,11 @@ class MonitorConfig:
         found: list[tuple[int, int]] = []
         for text in filter(None, self.profile.replace(" ", "").split(",")):
             first, dash, last = text.partition("-")
-            if not first.isdecimal() or (dash and not last.isdecimal()) or not 0 < int(first) <= int(last or first):
+            if (
+                not first.isdecimal()
+                or (dash and not last.isdecimal())
+                or not 0 < int(first) <= int(last or first)
+            ):
                 raise ValueError(f"monitor.profile: expected steps such as 20-22,500, got {self.profile!r}")
             found.append((int(first), int(last or first)))
         found.sort()
@@ -111,7 +115,9 @@ class MonitorConfig:
             return True
         parts = self.profile_ranks.replace(" ", "").split(",")
         if not all(part.isdecimal() for part in parts):
-            raise ValueError(f"monitor.profile_ranks: expected all or ranks such as 0,8, got {self.profile_ranks!r}")
+            raise ValueError(
+                f"monitor.profile_ranks: expected all or ranks such as 0,8, got {self.profile_ranks!r}"
+            )
         return rank in map(int, parts)
 
 

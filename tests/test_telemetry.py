@@ -132,7 +132,8 @@ def test_the_line_of_a_step_says_what_is_worth_it():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"profile": "0"}, {"profile": "7-5"}, {"profile": "a"}, {"profile": "3,4"}, {"profile_ranks": "x"}]
+    "wrong",
+    [{"profile": "0"}, {"profile": "7-5"}, {"profile": "a"}, {"profile": "3,4"}, {"profile_ranks": "x"}],
 )
 def test_steps_and_ranks_that_cannot_be_read_are_refused(wrong):
     with pytest.raises(ValueError, match=rf"^monitor\.{next(iter(wrong))}: [^\n]*$"):

@@ -15,10 +15,13 @@ from experiments.commands.options import (
     MaxRestarts,
     NodeRank,
     NumNodes,
+    ProfileRanks,
+    ProfileSteps,
     RecipeName,
     Rendezvous,
     ResumeFlag,
     SetOptions,
+    profiled,
     recipe_for,
 )
 
@@ -70,6 +73,8 @@ def finetune(
     rdzv: Rendezvous = "",
     node_rank: NodeRank = -1,
     max_restarts: MaxRestarts = 0,
+    profile: ProfileSteps = "",
+    profile_ranks: ProfileRanks = "0",
     settings: SetOptions = (),
     out: Path = Path("out"),
     resume: ResumeFlag = True,
@@ -103,6 +108,7 @@ def finetune(
         count=nnodes, rank=find_node_rank(nnodes, node_rank), rendezvous=rdzv, max_restarts=max_restarts
     )
     loaded = recipe_for(recipe, settings)
+    loaded = dataclasses.replace(loaded, finetune=profiled(loaded.finetune, profile, profile_ranks))
     if lora or full:
         loaded = dataclasses.replace(loaded, finetune=dataclasses.replace(loaded.finetune, full=full))
     layout = FinetuneLayout(out=out, to=to or out / "finetune")

@@ -29,6 +29,13 @@ BaseOption = Annotated[
 MomentsOption = Annotated[
     Literal["fp32", "8bit", "host"], tyro.conf.arg(help="AdamW's moments: fp32, 8 bits, or in host memory")
 ]
+EncodePixels = Annotated[
+    float,
+    tyro.conf.arg(
+        help="of one GPU's video encoder, pixels x frames, as `python -m experiments.benchmarks.codec_speed "
+        "--device cuda` measures it (per_s of video_encode); 0 = not known"
+    ),
+]
 DryRunStep = Annotated[
     bool, tyro.conf.arg(help="build, shard and run one step on one CPU, with simulated ranks")
 ]
@@ -54,6 +61,9 @@ def plan(
     moments: MomentsOption = "fp32",
     mfu: Annotated[float, tyro.conf.arg(help="assumed model FLOPs utilisation")] = 0.4,
     peak_tflops: PeakTflops = 989.0,
+    clips: Annotated[int, tyro.conf.arg(help="of the data set: adds encoding, storage, GPU hours, cost")] = 0,
+    price: Annotated[float, tyro.conf.arg(help="of one GPU for an hour, in any currency")] = 0.0,
+    encode_pixels_per_s: EncodePixels = 0.0,
     dry_run: DryRunStep = False,
     settings: SetOptions = (),
     as_json: JsonFlag = False,
@@ -63,6 +73,8 @@ def plan(
 
     NAME is a recipe, whose stages (with ./params.yaml if that is for this recipe) give the days and whose
     `generate` section gives the clip, or a flavor of the model at 145 x 704 x 1280. Nothing is allocated.
+    --clips N --price P adds what N clips and the training cost:
+      nava plan nava_6b --gpus 128 --clips 1000000 --price 2.5 --encode-pixels-per-s 4e7
     With --dry-run the model is also built, cut into the shards of one rank among --gpus, and taken through
     one step of a tiny clip with simulated collectives.
     """
@@ -84,6 +96,9 @@ def plan(
     if config:
         shape = clip_shape(flavor(flavor_name), **clip)
         found["time"] = plan_schedule(config, shape, gpus, mfu, peak_tflops)
+    if clips or price or encode_pixels_per_s:
+        rates = {"clips": clips, "price": price, "encode_pixels_per_s": encode_pixels_per_s}
+        found["costs"] = _costs(recipe, clip, gpus, found, rates)
     found["assumptions"] = assumptions(checkpointing, mfu, peak_tflops, work, base, moments)
     if dry_run:
         found["dry_run"] = _rehearsed(flavor_name, config, gpus, context, replicas, checkpointing)
@@ -91,6 +106,23 @@ def plan(
         print(json.dumps(found, indent=1))
     else:
         show(found)
+
+
+def _costs(
+    recipe: Recipe | None, clip: dict[str, Any], gpus: int, found: dict[str, Any], rates: dict[str, Any]
+) -> dict[str, Any]:
+    from pretrain.data.stream.sample import DTYPES
+    from pretrain.model.flavors import flavor
+    from pretrain.model.plan import clip_shape
+    from pretrain.plan_costs import plan_costs
+
+    if recipe is None:
+        raise ValueError("--clips, --price: a flavor has no stages to train; give a recipe")
+    args, pixels = flavor(recipe.pretrain.flavor), clip["frames"] * clip["height"] * clip["width"]
+    days = found["time"]["total"]["days"]
+    size = DTYPES[recipe.encode.latent_dtype].itemsize
+    shape = clip_shape(args, **clip)
+    return plan_costs(args, shape, pixels, recipe.pretrain, gpus, days, **rates, latent_bytes=size)
 
 
 def _clip_of(recipe: Recipe | None) -> dict[str, Any]:

@@ -105,7 +105,12 @@ class Checkpoints(CheckpointManager):
             super()._async_wait()
 
     def _dcp_save(
-        self, state_dict: dict[str, Any], checkpoint_id: str, async_mode: AsyncMode, *args: Any, **options: Any
+        self,
+        state_dict: dict[str, Any],
+        checkpoint_id: str,
+        async_mode: AsyncMode,
+        *args: Any,
+        **options: Any,
     ) -> Any:
         if not is_remote(self.place):
             return super().dcp_save(state_dict, checkpoint_id, async_mode, *args, **options)

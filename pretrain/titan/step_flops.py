@@ -33,7 +33,14 @@ def batch_flops(args: ModelArgs, batch: Corrupted, frozen: bool = False) -> int:
 
 @lru_cache(maxsize=4096)
 def _clip(
-    args: ModelArgs, video: int, audio: int, context: int, references: int, levels: int, joined: bool, frozen: bool
+    args: ModelArgs,
+    video: int,
+    audio: int,
+    context: int,
+    references: int,
+    levels: int,
+    joined: bool,
+    frozen: bool,
 ) -> int:
     shape = ClipShape(
         video=video, audio=audio, context=context, references=references, video_levels=levels, joined=joined

@@ -74,7 +74,9 @@ class Telemetry:
         ranks = gathered(mine, self.group)
         row = self._speed(ranks, len(steps), seconds)
         if len(ranks) > 1 and dist.get_rank() == 0:
-            found = {part: slowest(ranks, part, len(steps)) for part in ("data", "prepare", "step", "checkpoint")}
+            found = {
+                part: slowest(ranks, part, len(steps)) for part in ("data", "prepare", "step", "checkpoint")
+            }
             row |= {f"time/slowest_{part}_s": one.seconds for part, one in found.items()}
             row |= {f"time/slowest_{part}_rank": one.rank for part, one in found.items()}
             logger.info(straggler_line(found, len(ranks)))
