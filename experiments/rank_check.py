@@ -1,8 +1,8 @@
 """`nava doctor --distributed`: do all ranks answer, and how fast is their all-reduce?
 
-Run by each rank: `python -m experiments.rank_check OPTIONS.json` under torchrun, or the command itself under a
-torchrun of one's own. A rank that does not answer is named after `patience_s`, where a collective would wait
-for its timeout: first by the store that all ranks meet at, then by torch's monitored barrier.
+Run by each rank: `python -m experiments.rank_check OPTIONS.json` under torchrun, or the command itself
+under a torchrun of one's own. A rank that does not answer is named after `patience_s`, where a collective
+would wait for its timeout: first by the store that all ranks meet at, then by torch's monitored barrier.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class RankCheck:
     def __post_init__(self) -> None:
         if not self.patience_s > 0 or self.expect_gb_s < 0 or self.repeats < 1:
             raise ValueError(
-                "doctor --distributed: patience and repeats must be positive and the expectation not negative, "
-                f"got {self.patience_s:g}, {self.repeats} and {self.expect_gb_s:g}"
+                "doctor --distributed: patience and repeats must be positive and the expectation not "
+                f"negative, got {self.patience_s:g}, {self.repeats} and {self.expect_gb_s:g}"
             )
         if not self.sizes_mib or min(self.sizes_mib) <= 0:
             raise ValueError(f"doctor --distributed: sizes must be above 0 MiB, got {self.sizes_mib}")
@@ -64,7 +64,8 @@ class RankReport:
     broken: list[int] = field(default_factory=list)
     at: str = ""
     hosts: list[str] = field(default_factory=list)
-    # per size: mib, seconds (median), gb_s (bytes per second), bus_gb_s (x 2 (n - 1) / n, as nccl-tests has it)
+    # per size: mib, seconds (median), gb_s (bytes per second), bus_gb_s (x 2 (n - 1) / n, as nccl-tests
+    # has it)
     all_reduce: list[dict[str, float]] = field(default_factory=list)
     expect_gb_s: float = 0.0
 
@@ -104,7 +105,8 @@ class _Unanswered(Exception):
 
 
 def check_ranks(options: RankCheck, pause: Callable[[str], None] = lambda step: None) -> RankReport:
-    """The check of this rank of torchrun's environment; the report of rank 0 is whole, the others have its verdict.
+    """The check of this rank of torchrun's environment; the report of rank 0 is whole, the others have its
+    verdict.
 
     pause: called before each step with its name, for tests of ranks that stop there.
     """
@@ -118,7 +120,7 @@ def check_ranks(options: RankCheck, pause: Callable[[str], None] = lambda step: 
         pause("joining")
         device = _device()
         report.backend = "gloo" if device.type == "cpu" else f"{device.type}:nccl,cpu:gloo"
-        with _watched(store, rank, world_size, "joined", options, report):
+        with _Watched(store, rank, world_size, "joined", options, report):
             dist.init_process_group(
                 report.backend, store=store, rank=rank, world_size=world_size, timeout=patience
             )
@@ -126,7 +128,7 @@ def check_ranks(options: RankCheck, pause: Callable[[str], None] = lambda step: 
         _barrier(patience)
         for mib in options.sizes_mib:
             pause(f"{mib:g} MiB")
-            with _watched(store, rank, world_size, f"all-reduce of {mib:g} MiB", options, report):
+            with _Watched(store, rank, world_size, f"all-reduce of {mib:g} MiB", options, report):
                 report.all_reduce.append(_measured(mib, world_size, device, options.repeats))
         _barrier(patience)
     except _Unanswered as found:
@@ -206,9 +208,9 @@ def _measured(mib: float, world_size: int, device: torch.device, repeats: int) -
     return {"mib": mib, "seconds": median, "gb_s": rate, "bus_gb_s": bus}
 
 
-class _watched:
-    """A collective that does not end within the patience ends this process with the names of the ranks that did
-    not begin it; the store tells."""
+class _Watched:
+    """A collective that does not end within the patience ends this process with the names of the ranks
+    that did not begin it; the store tells."""
 
     def __init__(
         self, store: dist.Store, rank: int, world_size: int, step: str, options: RankCheck, report: RankReport
@@ -240,8 +242,8 @@ class _watched:
 
 
 def finish(report: RankReport, options: RankCheck, rank: int) -> None:
-    """Ends the process with the report's exit code, without a farewell to ranks that may not answer. Rank 0 writes
-    and prints the report, another one where it is rank 0 that does not answer."""
+    """Ends the process with the report's exit code, without a farewell to ranks that may not answer. Rank
+    0 writes and prints the report, another one where it is rank 0 that does not answer."""
     if rank == 0 or 0 in report.broken:
         if options.to:
             write_json(Path(options.to), dataclasses.asdict(report))

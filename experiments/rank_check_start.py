@@ -16,7 +16,8 @@ SHUTDOWN_S = 2  # for ranks that torchrun ends because one did not answer
 
 
 def check(options: RankCheck, nproc: int) -> RankReport:
-    """The report of `nproc` ranks of this machine; of a rank of torchrun it is that of its check, and ends it."""
+    """The report of `nproc` ranks of this machine; of a rank of torchrun it is that of its check, and ends
+    it."""
     if is_rank_of_torchrun():
         finish(check_ranks(options), options, int(os.environ["RANK"]))
     with tempfile.TemporaryDirectory(prefix="nava-ranks-") as folder:

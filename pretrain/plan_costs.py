@@ -66,7 +66,8 @@ def plan_costs(
 
 
 def clip_bytes(args: ModelArgs, clip: ClipShape, latent_bytes: int) -> int:
-    """Encoded: latents of both modalities, the text's states (fp16) at full length, one voice; an upper bound."""
+    """Encoded: latents of both modalities, the text's states (fp16) at full length, one voice; an upper
+    bound."""
     video = clip.video * args.video_channels * args.patch_size**2
     audio = clip.audio * args.audio_channels
     return latent_bytes * (video + audio) + 2 * clip.context * args.text_width + 4 * SPEAKER_DIM

@@ -75,7 +75,7 @@ class MonitorConfig:
     peak_tflops: float = 0.0
     # collectives that NCCL's flight recorder keeps, written to comm_traces/ where one times out; 0 = off
     trace_buf_size: int = 20_000
-    # steps to profile, such as "20-22" or "20-22,500": traces of torch's profiler, on GPUs memory snapshots too
+    # steps to profile, such as "20-22" or "20-22,500": traces of torch's profiler, on GPUs memory snapshots
     profile: str = ""
     profile_ranks: str = "0"  # such as "0,8", or "all"
     profile_warmup: int = 3  # steps before, in which the profiler warms up; torchtitan's profiler_warmup
@@ -94,11 +94,8 @@ class MonitorConfig:
         found: list[tuple[int, int]] = []
         for text in filter(None, self.profile.replace(" ", "").split(",")):
             first, dash, last = text.partition("-")
-            if (
-                not first.isdecimal()
-                or (dash and not last.isdecimal())
-                or not 0 < int(first) <= int(last or first)
-            ):
+            numbers = first.isdecimal() and (last.isdecimal() or not dash)
+            if not numbers or not 0 < int(first) <= int(last or first):
                 raise ValueError(f"monitor.profile: expected steps such as 20-22,500, got {self.profile!r}")
             found.append((int(first), int(last or first)))
         found.sort()

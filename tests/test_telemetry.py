@@ -26,10 +26,17 @@ from pretrain.titan.telemetry import Shares, Telemetry, known_peak, slowest, str
 from pretrain.titan.window import StepResult, Window
 from pretrain.types import Task
 
-TIMES = (
-    "time/step_p50_s time/step_p95_s time/step_max_s time/data_wait_s time/data_wait_percent time/prepare_s "
-    "tflops_per_s_per_rank tokens_per_s_per_rank memory/max_resident_gib"
-).split()
+TIMES = [
+    "time/step_p50_s",
+    "time/step_p95_s",
+    "time/step_max_s",
+    "time/data_wait_s",
+    "time/data_wait_percent",
+    "time/prepare_s",
+    "tflops_per_s_per_rank",
+    "tokens_per_s_per_rank",
+    "memory/max_resident_gib",
+]
 
 
 def step(started: float, **own: float) -> StepResult:

@@ -33,8 +33,8 @@ Folder = Annotated[Path, tyro.conf.arg(help="where the rendered file is written"
 DryRun = Annotated[
     bool,
     tyro.conf.arg(
-        help="print what would be submitted, and write and submit nothing; exit code 1 where a folder, set of "
-        "latents or bucket that it names is not there, seen from here"
+        help="print what would be submitted, and write and submit nothing; exit code 1 where a folder, "
+        "set of latents or bucket that it names is not there, seen from here"
     ),
 ]
 FOUND_MISSING = 1

@@ -53,8 +53,8 @@ MaxRestarts = Annotated[int, tyro.conf.arg(help="restarts of all ranks after one
 
 
 def profiled(section: Any, steps: str, ranks: str) -> Any:
-    """A recipe's training section with --profile and --profile-ranks. Raises ValueError where they are no steps or
-    ranks."""
+    """A recipe's training section with --profile and --profile-ranks. Raises ValueError where they are no
+    steps or ranks."""
     if not steps:
         return section
     monitor = dataclasses.replace(section.monitor, profile=steps, profile_ranks=ranks)

@@ -18,8 +18,8 @@ REGISTERED = "models:/"
 def missing(request: Request, config: PretrainConfig, elsewhere: bool, mounts: str = "") -> list[str]:
     """One line each: option, what is not there. What nothing names (a default below --out) is not looked for.
 
-    elsewhere: paths are those of other machines' file systems, as of pods, so only URLs are looked at. mounts:
-    HOST:CONTAINER of containers, whose paths are taken for the host's.
+    elsewhere: paths are those of other machines' file systems, as of pods, so only URLs are looked at.
+    mounts: HOST:CONTAINER of containers, whose paths are taken for the host's.
     """
     found: list[str] = []
     inside = [part.split(":")[1] for part in mounts.split(",") if part.count(":")]

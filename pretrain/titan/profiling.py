@@ -18,7 +18,8 @@ from pretrain.recipe import MonitorConfig
 
 
 class StepProfiler:
-    """Call `before` and `after` with each step. Writes out/profile_traces/iteration_LAST/rankN_trace.json and, on a
+    """Call `before` and `after` with each step. Writes out/profile_traces/iteration_LAST/rankN_trace.json
+    and, on a
     GPU, out/memory_snapshot/iteration_LAST/rankN_memory_snapshot.pickle for each (first, last) of
     `MonitorConfig.profile`; a run that resumes between them has a trace of what is left."""
 
@@ -29,7 +30,8 @@ class StepProfiler:
         self.parts: list[Any] = []
 
     def before(self, step: int) -> None:
-        """Opens the profile that begins, a step before its warmup, as torchtitan's schedule counts from there."""
+        """Opens the profile that begins, a step before its warmup, as torchtitan's schedule counts from
+        there."""
         if self.opened or not self.spans:
             return
         first, last = self.spans[0]

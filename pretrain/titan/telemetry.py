@@ -61,8 +61,8 @@ class Telemetry:
         return seconds
 
     def row(self, steps: Sequence[StepResult], seconds: float, checkpoint_s: float) -> dict[str, float]:
-        """steps: of this rank since the last row; seconds: from their begin to their end, equal on all ranks up
-        to waiting; checkpoint_s: of them in which training stood still for checkpoints."""
+        """steps: of this rank since the last row; seconds: from their begin to their end, equal on all
+        ranks up to waiting; checkpoint_s: of them in which training stood still for checkpoints."""
         mine = Shares(
             step=sum(step.seconds for step in steps),
             data=sum(step.data_s for step in steps),
@@ -113,7 +113,8 @@ class Telemetry:
 
 
 def known_peak(device_type: str, name: str, flops: float) -> float:
-    """torchtitan's FLOP/s of a device, 0 for a CPU and where it stands for one that torchtitan does not know."""
+    """torchtitan's FLOP/s of a device, 0 for a CPU and where it stands for one that torchtitan does not
+    know."""
     guessed = flops == _FALLBACK[1] and _FALLBACK[0] not in name
     return 0.0 if device_type == "cpu" or guessed else flops
 

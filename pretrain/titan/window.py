@@ -11,8 +11,8 @@ from pretrain.types import Task
 
 @dataclass(frozen=True)
 class StepResult:
-    """One step, global over ranks, but for the fields of this rank at the end; a modality that the step does not
-    train is None."""
+    """One step, global over ranks, but for the fields of this rank at the end; a modality that the step
+    does not train is None."""
 
     task: Task
     video: float | None
@@ -56,8 +56,8 @@ class Window:
         return steps
 
     def summary(self, num_ranks: int = 1) -> dict[str, float | str]:
-        """One row of metrics.jsonl: last step's `task`, largest `grad_norm`, mean losses (also per task), speed
-        and quantiles of the steps' seconds."""
+        """One row of metrics.jsonl: last step's `task`, largest `grad_norm`, mean losses (also per task),
+        speed and quantiles of the steps' seconds."""
         steps, seconds = self.steps, self.seconds
         row: dict[str, float | str] = {
             "task": steps[-1].task.value,
