@@ -162,7 +162,13 @@ def _alone() -> Iterator[None]:
         assert given.device == CPU
         found[0].copy_(given)
 
-    answers = {"all_reduce": None, "new_group": None, "get_world_size": 1, "get_rank": 0}
+    answers = {
+        "all_reduce": None,
+        "new_group": None,
+        "get_backend": "nccl",
+        "get_world_size": 1,
+        "get_rank": 0,
+    }
     with ExitStack() as opened:
         for name, answer in answers.items():
             opened.enter_context(mock.patch(f"torch.distributed.{name}", return_value=answer))

@@ -13,8 +13,9 @@ def batch_flops(args: ModelArgs, batch: Corrupted, frozen: bool = False) -> int:
     """Forward and backward of a micro-batch that is still on the host, padding included as it is computed.
 
     What activation checkpointing computes again is not counted (MFU, not HFU). frozen: the weights get no
-    gradient, as under an adapter, so each product has one in its backward pass in place of two; the adapter's
-    own products, a few percent of them, are not counted.
+    gradient, as under an adapter, so each product has one in its backward pass in place of two. Of that, what
+    the first block and the context do without is not taken off, and the adapter's own products are not
+    added: a few percent of a model of many blocks.
     """
     video, audio, given = batch.video, batch.audio, batch.conditioning
     frames, rows, columns = video.latents.shape[2:] if video else (0, 0, 0)

@@ -13,7 +13,11 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-from torchtitan.components.metrics import MetricsProcessor
+from torchtitan.components.metrics import (
+    DeviceMemoryMonitor,
+    MetricsProcessor,
+    build_device_memory_monitor,
+)
 from torchtitan.tools.logging import logger
 
 from pretrain.titan.window import StepResult
@@ -51,7 +55,10 @@ class Telemetry:
         self.peak_flops = peak_tflops * 1e12 or known_peak(
             device.type, processor.device_memory_monitor.device_name, processor.gpu_peak_flops
         )
-        self.group = dist.new_group(backend="gloo")
+        self.memory = MemoryPeaks(device, processor.device_memory_monitor)
+        # of the default group where that is on the host anyway, or pretended
+        here = dist.get_backend() in ("gloo", "fake")
+        self.group = None if here else dist.new_group(backend="gloo")
 
     def waited(self) -> float:
         """Seconds in which the loader was waited for since the last call."""
@@ -69,7 +76,7 @@ class Telemetry:
             prepare=sum(step.prepare_s for step in steps),
             checkpoint=checkpoint_s,
             flops=sum(step.flops for step in steps),
-            **self._memory(),
+            **self.memory.take(),
         )
         ranks = gathered(mine, self.group)
         row = self._speed(ranks, len(steps), seconds)
@@ -98,18 +105,26 @@ class Telemetry:
             row |= {f"memory/max_{name}_gib": peak} if peak > 0 else {}
         return row
 
-    def _memory(self) -> dict[str, float]:
-        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+class MemoryPeaks:
+    """Peaks of this process since the last call, in GiB: of the device's allocator by torchtitan's monitor,
+    and of what is resident since the process began."""
+
+    def __init__(self, device: torch.device, monitor: DeviceMemoryMonitor | None = None) -> None:
+        self.device, self.monitor = device, monitor or build_device_memory_monitor()
+
+    def take(self) -> dict[str, float]:
+        """`active_gib` and `reserved_gib` of a GPU, `resident_gib`."""
+        resident = {"resident_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
         if self.device.type == "cpu":
-            return {"resident_gib": resident}
-        monitor = self.processor.device_memory_monitor
-        stats = monitor.get_peak_stats()
-        monitor.reset_peak_stats()
-        return {
-            "active_gib": stats.max_active_gib,
-            "reserved_gib": stats.max_reserved_gib,
-            "resident_gib": resident,
-        }
+            return resident
+        stats = self.monitor.get_peak_stats()
+        self.monitor.reset_peak_stats()
+        return {"active_gib": stats.max_active_gib, "reserved_gib": stats.max_reserved_gib, **resident}
+
+    def row(self) -> dict[str, float]:
+        """As fields of a log row."""
+        return {f"memory/max_{name}": value for name, value in self.take().items()}
 
 
 def known_peak(device_type: str, name: str, flops: float) -> float:
@@ -119,8 +134,8 @@ def known_peak(device_type: str, name: str, flops: float) -> float:
     return 0.0 if device_type == "cpu" or guessed else flops
 
 
-def gathered(mine: Shares, group: dist.ProcessGroup) -> list[Shares]:
-    """Those of all ranks, in order."""
+def gathered(mine: Shares, group: dist.ProcessGroup | None) -> list[Shares]:
+    """Those of all ranks, in order. group: on the host; None = the default one."""
     names = [item.name for item in fields(Shares)]
     given = torch.tensor([getattr(mine, name) for name in names], dtype=torch.float64)
     found = [torch.empty_like(given) for _ in range(dist.get_world_size(group))]
