@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 from pretrain.config import nearest, to_json
 from pretrain.model.context_parallel import check_degree
@@ -14,6 +14,8 @@ from pretrain.model.flavors import flavor
 from pretrain.objective import ObjectiveConfig
 from pretrain.randomness import stable_hash
 from pretrain.schedule import StageConfig
+
+Float8Recipe = Literal["none", "tensorwise", "rowwise", "rowwise_with_gw_hp"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +147,8 @@ class PretrainConfig:
     mix_lengths: bool = False  # True: a step may hold samples of different sizes, padded
     seed: int = 0
     mixed_precision: Literal["fp32", "bf16"] = "bf16"
+    # torchtitan's Float8Linear in the blocks, by its recipe_name; needs a GPU of compute capability 8.9
+    float8: Float8Recipe = "none"
     ema_decay: float = 0.999  # 0 = no average: what is exported as such are the weights themselves
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -169,6 +173,7 @@ class PretrainConfig:
             if stage.name != key:
                 raise ValueError(f"stages.{key}.name: expected {key!r}, got {stage.name!r}")
         _one_of("mixed_precision", self.mixed_precision, ("fp32", "bf16"))
+        _one_of("float8", self.float8, get_args(Float8Recipe))
         _one_of(
             "parallel.activation_checkpointing",
             self.parallel.activation_checkpointing,
@@ -222,6 +227,8 @@ def recipe_hash(config: PretrainConfig, stage: str) -> str:
     fields |= {"stages": {stage: fields["stages"][stage]}, "parallel": to_json(ParallelConfig())}
     fields |= {"local_batch_size": PretrainConfig.local_batch_size}
     fields["policy"] |= {"max_skips_in_a_row": StepPolicy.max_skips_in_a_row}
+    if fields["float8"] == "none":  # as a recipe without that field has it
+        del fields["float8"]
     for name in (
         "checkpoint",
         "monitor",

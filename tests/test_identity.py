@@ -32,7 +32,7 @@ def words(text: str, prefix: str = "") -> set[str]:
 
 # Every field that counts, written out: a new field of a recipe belongs here or into identity.NEUTRAL.
 PRETRAIN_COUNTS = (
-    words("flavor global_batch_size mix_lengths seed mixed_precision ema_decay shuffle_shards")
+    words("flavor global_batch_size mix_lengths seed mixed_precision float8 ema_decay shuffle_shards")
     | words("beta1 beta2 eps weight_decay grad_clip", "optimizer.")
     | words("draw weight shift logit_mean logit_std", "objective.levels.")
     | words("text modality_mask timbre_kept first_frame", "objective.dropout.")
@@ -123,7 +123,11 @@ def other(value: Any) -> list[Any]:
         return [not value]
     if isinstance(value, (int, float)):
         return [value + 1, value * 2, value / 2 if isinstance(value, float) else 0, 0.25]
-    return ["bf16", "fp32", "debug", "elsewhere", "full", "linear", "release", "flat"] if value != [] else []
+    return (
+        ["bf16", "fp32", "tensorwise", "debug", "elsewhere", "full", "linear", "release", "flat"]
+        if value != []
+        else []
+    )
 
 
 def test_the_hash_of_a_recipe_leaves_out_what_is_neutral_and_nothing_else() -> None:
