@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,12 +116,13 @@ def check_ranks(options: RankCheck, pause: Callable[[str], None] = lambda step: 
     patience = timedelta(seconds=options.patience_s)
     try:
         pause("meeting")
-        store = _met(rank, world_size, patience)
+        store = _met(rank == 0, patience)
         report.hosts = _all_there(store, rank, world_size, options.patience_s)
+        watched = partial(_Watched, _met(False, patience), rank, world_size, options, report)
         pause("joining")
         device = _device()
         report.backend = "gloo" if device.type == "cpu" else f"{device.type}:nccl,cpu:gloo"
-        with _Watched(store, rank, world_size, "joined", options, report):
+        with watched("joining"):
             dist.init_process_group(
                 report.backend, store=store, rank=rank, world_size=world_size, timeout=patience
             )
@@ -128,7 +130,7 @@ def check_ranks(options: RankCheck, pause: Callable[[str], None] = lambda step: 
         _barrier(patience)
         for mib in options.sizes_mib:
             pause(f"{mib:g} MiB")
-            with _Watched(store, rank, world_size, f"all-reduce of {mib:g} MiB", options, report):
+            with watched(f"all-reduce of {mib:g} MiB"):
                 report.all_reduce.append(_measured(mib, world_size, device, options.repeats))
         _barrier(patience)
     except _Unanswered as found:
@@ -136,15 +138,15 @@ def check_ranks(options: RankCheck, pause: Callable[[str], None] = lambda step: 
     return report
 
 
-def _met(rank: int, world_size: int, patience: timedelta) -> dist.Store:
-    """The store that rank 0 or torchrun keeps."""
+def _met(keeps: bool, patience: timedelta) -> dist.Store:
+    """A connection to the store that torchrun keeps, or rank 0 (`keeps`)."""
     try:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         store = dist.TCPStore(
             host,
             port,
-            is_master=rank == 0 and not shared,
+            is_master=keeps and not shared,
             timeout=patience,
             wait_for_workers=False,
             multi_tenant=True,
@@ -213,10 +215,10 @@ class _Watched:
     that did not begin it; the store tells."""
 
     def __init__(
-        self, store: dist.Store, rank: int, world_size: int, step: str, options: RankCheck, report: RankReport
+        self, store: dist.Store, rank: int, world_size: int, options: RankCheck, report: RankReport, step: str
     ) -> None:
-        # a connection of its own: the other one may be waiting
-        self.store, self.rank, self.world_size, self.step = store.clone(), rank, world_size, step
+        # a connection of its own: the ranks' one may be waiting
+        self.store, self.rank, self.world_size, self.step = store, rank, world_size, step
         self.options, self.report = options, report
         self.timer = threading.Timer(options.patience_s, self._give_up)
         self.timer.daemon = True

@@ -138,7 +138,7 @@ def gathered(mine: Shares, group: dist.ProcessGroup | None) -> list[Shares]:
     """Those of all ranks, in order. group: on the host; None = the default one."""
     names = [item.name for item in fields(Shares)]
     given = torch.tensor([getattr(mine, name) for name in names], dtype=torch.float64)
-    found = [torch.empty_like(given) for _ in range(dist.get_world_size(group))]
+    found = [torch.zeros_like(given) for _ in range(dist.get_world_size(group))]
     dist.all_gather(found, given, group=group)
     return [Shares(**dict(zip(names, one.tolist(), strict=True))) for one in found]
 
