@@ -23,7 +23,7 @@ from pretrain.progress import describe_step
 from pretrain.recipe import CheckpointConfig, MonitorConfig
 from pretrain.titan.checkpoint_times import CheckpointTimes
 from pretrain.titan.step_flops import batch_flops
-from pretrain.titan.telemetry import Shares, Telemetry, known_peak, slowest, straggler_line
+from pretrain.titan.telemetry import RankTimes, Telemetry, known_peak, slowest, straggler_line
 from pretrain.titan.window import StepResult, Window
 from pretrain.types import Task
 
@@ -98,7 +98,10 @@ def telemetry(peak_tflops: float = 0.0) -> Telemetry:
 
 
 def test_mfu_and_the_share_of_waiting_in_closed_form():
-    ranks = [Shares(step=8.0, data=2.0, flops=3e12), Shares(step=8.0, data=0.0, flops=1e12, resident_gib=3)]
+    ranks = [
+        RankTimes(step=8.0, data=2.0, flops=3e12),
+        RankTimes(step=8.0, data=0.0, flops=1e12, resident_gib=3),
+    ]
     row = telemetry(peak_tflops=2.0)._speed(ranks, num_steps=4, seconds=10.0)
     assert row["tflops_per_s_per_rank"] == pytest.approx(0.2) and row["mfu_percent"] == pytest.approx(10.0)
     assert row["time/data_wait_s"] == pytest.approx(0.25)
@@ -108,7 +111,7 @@ def test_mfu_and_the_share_of_waiting_in_closed_form():
 
 
 def test_the_slowest_rank_of_each_part_is_in_one_line():
-    ranks = [Shares(data=0.1 * index, checkpoint=5.0 - index) for index in range(4)]
+    ranks = [RankTimes(data=0.1 * index, checkpoint=5.0 - index) for index in range(4)]
     found = {part: slowest(ranks, part, 2) for part in ("data", "checkpoint")}
     assert (found["data"].rank, found["checkpoint"].rank) == (3, 0)
     assert found["data"].seconds == pytest.approx(0.15) and found["checkpoint"].median == pytest.approx(2.0)

@@ -14,7 +14,7 @@ from torchtitan.tools.logging import logger
 
 
 @dataclass
-class Parts:
+class CheckpointParts:
     """Sums over a window; a part that no checkpoint had is not in the row."""
 
     stopped_s: float = 0.0  # training stood still: all that follows but writing behind its back
@@ -36,14 +36,14 @@ class _Saving:
 class CheckpointTimes:
     """Measured around torchtitan's manager; a write that ends in its thread is counted there."""
 
-    parts: Parts = field(default_factory=Parts)
+    parts: CheckpointParts = field(default_factory=CheckpointParts)
     lock: threading.Lock = field(default_factory=threading.Lock)
     saves: int = 0
 
-    def take(self) -> Parts:
+    def take(self) -> CheckpointParts:
         """The sums since the last call."""
         with self.lock:
-            parts, self.parts = self.parts, Parts()
+            parts, self.parts = self.parts, CheckpointParts()
         return parts
 
     @contextmanager

@@ -26,7 +26,7 @@ _FALLBACK = ("A100", 312e12)  # what torchtitan takes for a device that it does 
 
 
 @dataclass
-class Shares:
+class RankTimes:
     """A rank's sums over a window: seconds by part, FLOPs, and peaks of memory in GiB."""
 
     step: float = 0.0  # whole steps, without checkpoints and validation
@@ -70,7 +70,7 @@ class Telemetry:
     def row(self, steps: Sequence[StepResult], seconds: float, checkpoint_s: float) -> dict[str, float]:
         """steps: of this rank since the last row; seconds: from their begin to their end, equal on all
         ranks up to waiting; checkpoint_s: of them in which training stood still for checkpoints."""
-        mine = Shares(
+        mine = RankTimes(
             step=sum(step.seconds for step in steps),
             data=sum(step.data_s for step in steps),
             prepare=sum(step.prepare_s for step in steps),
@@ -89,7 +89,7 @@ class Telemetry:
             logger.info(straggler_line(found, len(ranks)))
         return row
 
-    def _speed(self, ranks: Sequence[Shares], num_steps: int, seconds: float) -> dict[str, float]:
+    def _speed(self, ranks: Sequence[RankTimes], num_steps: int, seconds: float) -> dict[str, float]:
         flops_per_s = sum(rank.flops for rank in ranks) / len(ranks) / seconds
         mean = {part: sum(getattr(rank, part) for rank in ranks) / len(ranks) for part in ("data", "prepare")}
         whole = sum(rank.step for rank in ranks) / len(ranks)
@@ -134,17 +134,17 @@ def known_peak(device_type: str, name: str, flops: float) -> float:
     return 0.0 if device_type == "cpu" or guessed else flops
 
 
-def gathered(mine: Shares, group: dist.ProcessGroup | None) -> list[Shares]:
+def gathered(mine: RankTimes, group: dist.ProcessGroup | None) -> list[RankTimes]:
     """Those of all ranks, in order. group: on the host; None = the default one."""
-    names = [item.name for item in fields(Shares)]
+    names = [item.name for item in fields(RankTimes)]
     given = torch.tensor([getattr(mine, name) for name in names], dtype=torch.float64)
     found = [torch.zeros_like(given) for _ in range(dist.get_world_size(group))]
     dist.all_gather(found, given, group=group)
-    return [Shares(**dict(zip(names, one.tolist(), strict=True))) for one in found]
+    return [RankTimes(**dict(zip(names, one.tolist(), strict=True))) for one in found]
 
 
-def slowest(ranks: Sequence[Shares], part: str, num_steps: int) -> Slowest:
-    """Of a part of `Shares`, in seconds a step."""
+def slowest(ranks: Sequence[RankTimes], part: str, num_steps: int) -> Slowest:
+    """Of a part of `RankTimes`, in seconds a step."""
     values = [getattr(rank, part) / num_steps for rank in ranks]
     worst = max(range(len(values)), key=values.__getitem__)
     return Slowest(worst, values[worst], sorted(values)[len(values) // 2])
