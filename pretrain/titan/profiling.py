@@ -48,11 +48,12 @@ class StepProfiler:
         for part in self.parts:
             part.step()
         if step == self.spans[0][1]:
+            self.parts[0].on_trace_ready = None  # where the next period begins at once, it has begun
             self.close()
             self.spans.pop(0)
 
     def close(self) -> None:
-        """End a profile that is open, without its files if its last step has not come."""
+        """End a profile that is open; a trace that has begun is written as far as it came."""
         if self.opened:
             self.opened.close()
         self.opened, self.parts = None, []
