@@ -39,6 +39,8 @@ class CheckpointConfig:
     asynchronous: bool = True  # training goes on while the state is written
     keep_last: int = 2
     keep_every: int = 0  # also keep steps divisible by this; 0 = none
+    # write the state of step 0 and stop: what trainings on other ranks or devices begin with, bit by bit
+    create_seed_checkpoint: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

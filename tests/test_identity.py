@@ -45,7 +45,7 @@ PARALLEL = words(
 )
 MONITOR = words("peak_tflops trace_buf_size profile profile_ranks profile_warmup", "monitor.")
 PRETRAIN_NEUTRAL = (
-    words("interval folder asynchronous keep_last keep_every", "checkpoint.")
+    words("interval folder asynchronous keep_last keep_every create_seed_checkpoint", "checkpoint.")
     | words("deterministic")
     | MONITOR
     | words("log_every validate_every validation_samples latents prefetch cache_gb local_batch_size")
@@ -56,7 +56,7 @@ ALIGN_NEUTRAL = (
     words("checkpoint_every keep_last samples max_flat_rounds max_skips rubric.allow_prompt_blind") | PARALLEL
 )
 FINETUNE_NEUTRAL = (
-    words("interval folder asynchronous keep_last keep_every", "checkpoint.")
+    words("interval folder asynchronous keep_last keep_every create_seed_checkpoint", "checkpoint.")
     | words("deterministic")
     | MONITOR
     | words("required max_bad muted_db tolerance_s checked patience", "sound.")

@@ -53,9 +53,10 @@ class Checkpoints(CheckpointManager):
     @torch.no_grad()
     def load(self, step: int = -1) -> bool:
         """The newest complete state, if any. Raises OSError where the place cannot be read."""
-        self.newest = max(complete_steps(self.place), default=0)
-        if not self.newest:
+        steps = complete_steps(self.place)
+        if not steps:
             return False
+        self.newest = max(steps)
         logger.info(f"loading the checkpoint of step {self.newest} from {self.place}")
         self.dcp_load(
             self._states_to_load(False),

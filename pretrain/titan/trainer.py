@@ -127,6 +127,12 @@ class PretrainTrainer(Trainer):
         self.checkpointer.load(step=-1)
         return self.step
 
+    def write_seed(self) -> None:
+        """Write the state of step 0, unless the training has begun, and end it before its next step."""
+        if not self.step:
+            self.checkpointer.save(0, last_step=True)
+        self.stopping = True
+
     def train(self, after_step: Callable[[int], None] = lambda step: None) -> None:
         """Steps until the stage's end or a signal; saves at intervals and at the end. Raises OSError."""
         assert self.dataloader is not None
