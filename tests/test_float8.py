@@ -44,7 +44,7 @@ def test_none_is_nothing_and_leaves_the_hash_of_a_recipe():
     "capability, installed, said",
     [
         ((8, 0), True, "this GPU has 8.0"),
-        ((9, 0), False, "torchao, which is not installed"),
+        ((9, 0), False, "torchao's, which is not installed"),
         ((9, 0), True, ""),
     ],
 )
