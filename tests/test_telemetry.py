@@ -81,7 +81,7 @@ def test_under_an_adapter_each_product_has_one_of_its_gradients():
         torch.stack([part.sum() for part in answer]).sum().backward()
     found, whole = (batch_flops(args, cast(Corrupted, batch), frozen) for frozen in (True, False))
     assert found == pytest.approx(counter.get_total_flops(), rel=0.05)
-    assert found < 0.7 * whole
+    assert found < 0.85 * whole
 
 
 def test_a_peak_that_torchtitan_only_guesses_is_none():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from pretrain.model.args import ModelArgs
-from pretrain.model.flops import ClipShape, forward_flops, training_flops
+from pretrain.model.flops import ClipShape, frozen_training_flops, training_flops
 from pretrain.objective import Corrupted
 
 
@@ -13,9 +13,7 @@ def batch_flops(args: ModelArgs, batch: Corrupted, frozen: bool = False) -> int:
     """Forward and backward of a micro-batch that is still on the host, padding included as it is computed.
 
     What activation checkpointing computes again is not counted (MFU, not HFU). frozen: the weights get no
-    gradient, as under an adapter, so each product has one in its backward pass in place of two. Of that, what
-    the first block and the context do without is not taken off, and the adapter's own products are not
-    added: a few percent of a model of many blocks.
+    gradient, as under an adapter (`frozen_training_flops`).
     """
     video, audio, given = batch.video, batch.audio, batch.conditioning
     frames, rows, columns = video.latents.shape[2:] if video else (0, 0, 0)
@@ -46,4 +44,4 @@ def _clip(
     shape = ClipShape(
         video=video, audio=audio, context=context, references=references, video_levels=levels, joined=joined
     )
-    return 2 * forward_flops(args, shape) if frozen else training_flops(args, shape)
+    return frozen_training_flops(args, shape) if frozen else training_flops(args, shape)
