@@ -147,7 +147,10 @@ def override(config: T, values: Mapping[str, Any], where: str = "") -> T:
 
 
 def from_json(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
-    """The tree that `to_json` gave, every field present."""
+    """The tree that `to_json` gave. Fields that a file of an earlier version lacks have their defaults.
+
+    Raises ValueError for a field that is not known, as of a later version, and for a required one missing.
+    """
     return _Reader("field", whole=True).read(kind, values, where)
 
 
@@ -191,10 +194,16 @@ def _is_finite(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
+def _required(fields: Mapping[str, dataclasses.Field[Any]]) -> list[str]:
+    """Names of those without a default."""
+    none = dataclasses.MISSING
+    return [name for name, item in fields.items() if item.default is none and item.default_factory is none]
+
+
 @dataclasses.dataclass(frozen=True)
 class _Reader:
     noun: str  # what a key is called
-    whole: bool = False  # every field must be there
+    whole: bool = False  # every field without a default must be there
 
     def read(self, kind: type[T], values: Any, where: str, base: Any = None) -> T:
         """Read a `kind`, or `base` updated with `values`.
@@ -213,8 +222,8 @@ class _Reader:
             }
             del fields[inline.name]
         names = {*fields, *members}
-        if self.whole and set(values) != names:
-            raise ValueError(f"{where or kind.__name__}: fields differ: {sorted(set(values) ^ names)}")
+        if self.whole and (missing := [name for name in _required(fields) if name not in values]):
+            raise ValueError(f"{where or kind.__name__}: {', '.join(missing)}: missing; was the file cut?")
         for key, value in values.items():
             path = f"{where}.{key}" if where else str(key)
             if key in members:

@@ -99,3 +99,17 @@ def test_free_values_are_finite_too() -> None:
 
 def test_what_was_written_is_read_as_it_is() -> None:
     assert from_json(Numbers, to_json(Numbers(rate=math.inf))).rate == math.inf
+
+
+@dataclass(frozen=True)
+class Recorded:
+    rate: float
+    kept: int = 3
+
+
+def test_a_file_of_an_earlier_version_has_the_defaults_of_newer_fields() -> None:
+    assert from_json(Recorded, {"rate": 0.5}) == Recorded(0.5)
+    with pytest.raises(ValueError, match="config: rate: missing"):
+        from_json(Recorded, {"kept": 3}, "config")
+    with pytest.raises(ValueError, match=r"config\.kepp: unknown field; did you mean 'kept'"):
+        from_json(Recorded, {"rate": 0.5, "kepp": 3}, "config")

@@ -231,6 +231,12 @@ def test_lineage_leads_from_an_aligned_model_to_the_survey(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "votes of survey spring of new, old" in said
     assert "join" in said and "rollout" in said and "rater-0" not in said
+    # an alignment that did not know where the pairs came from, as one with another --out
+    for events in (tmp_path / "out" / "tracking").glob("*-align*/events.jsonl"):
+        rows = [json.loads(line) for line in events.read_text().splitlines()]
+        events.write_text("".join(json.dumps({**row, "parents": {}}) + "\n" for row in rows))
+    assert run("lineage", tmp_path / "to" / "model") == 0
+    assert "votes of survey spring of new, old" in capsys.readouterr().out
 
 
 def run(*given: object) -> int:

@@ -42,6 +42,9 @@ UNSCORABLE = 3.0  # judge units by which a clip loses that a judge could not sco
 UNSEEN = "pretrain_heldout_pairs.jsonl"  # words and voices that no model learned together
 KEYS = {"left": "1", "tie": "2", "right": "3"}
 WAIT_MS = 120_000
+# a clip that the server has not sent whole, as on a busy machine, is played again
+SAVED_OR_REPEATED = """before => document.getElementById('count').innerText !== before
+    || !document.getElementById('heard-left').classList.contains('yes')"""
 
 
 @dataclass(frozen=True)
@@ -182,8 +185,8 @@ def vote_through(
             page.keyboard.press(KEYS[answer])
         before = page.inner_text("#count")
         page.keyboard.press("Enter")
-        page.wait_for_function("before => document.getElementById('count').innerText !== before", arg=before)
-        count += 1
+        page.wait_for_function(SAVED_OR_REPEATED, arg=before)
+        count += page.inner_text("#count") != before
     page.wait_for_selector("#finished:not([hidden])")
     return count
 

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -22,7 +23,9 @@ from experiments.preparation.source_work import Settings
 from pretrain.files import write_json
 
 AHEAD = 2  # items that are begun or wait for each process
-ALONE = 2  # tries of a source by itself, after it was lost among others
+# Tries of a source by itself, after it was lost among others: a process may also be killed by somebody, or by
+# another one's need of memory, and none of these tells. No further try begins once they took that long.
+ALONE, ALONE_S = 8, 300.0
 
 _ItemT = TypeVar("_ItemT")
 _AnswerT = TypeVar("_AnswerT")
@@ -120,7 +123,13 @@ def work_through(todo: Sequence[SourceTask], work: PoolWork, workers: SourceWork
 
 
 def _by_itself(workers: SourceWorkers, do: Callable[[SourceTask], None], task: SourceTask) -> bool:
-    return any(workers.alone(do, task) for _ in range(ALONE))
+    begun_s = time.monotonic()
+    for number in range(ALONE):
+        if number and time.monotonic() - begun_s > ALONE_S:
+            return False
+        if workers.alone(do, task):
+            return True
+    return False
 
 
 def prepare_task(work: PoolWork, task: SourceTask) -> None:

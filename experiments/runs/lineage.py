@@ -107,10 +107,13 @@ def _with_start(facts: RunFacts, known: _Known) -> RunFacts:
         add("model", _run_with_checkpoint(started_from, known))
     for path, digest in facts.inputs.items():
         stage = _stage_of(known.root / path, known.layout)
-        if not is_code(path) and (stage not in found if stage else digest.startswith(CHECKPOINT)):
-            key = maker_of_input(path, digest, known.outputs)
-            tag = CHECKPOINT_TAG if digest.startswith(CHECKPOINT) else OUTPUT_MD5
-            add(stage or "model", key or known.elsewhere.with_tag(tag, digest.removeprefix(CHECKPOINT)))
+        if is_code(path) or stage in found:
+            continue
+        key, is_model = maker_of_input(path, digest, known.outputs), digest.startswith(CHECKPOINT)
+        if not key and (stage or is_model):
+            tag = CHECKPOINT_TAG if is_model else OUTPUT_MD5
+            key = known.elsewhere.with_tag(tag, digest.removeprefix(CHECKPOINT))
+        add(stage or ("model" if is_model else stage_of_key(key)), key)
     return replace(facts, parents=found)
 
 

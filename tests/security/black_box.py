@@ -185,9 +185,11 @@ def ray_without_a_token(attacked: Attacked) -> str:
 
 
 def empty_token_file_is_kept(attacked: Attacked) -> str:
-    """What a full disk left: an empty token file does not keep the service from starting."""
-    (attacked.folder / "token-empty").touch()
-    with served(attacked, token="token-empty") as port:
+    """What a full disk left where the service keeps its token does not keep it from starting."""
+    place = attacked.folder / "out" / "service" / "token"
+    place.parent.mkdir(parents=True)
+    place.touch()
+    with served(attacked, token="") as port:
         return "" if port else "does not start"
 
 
@@ -249,10 +251,9 @@ def served(attacked: Attacked, token: str = "token", **more: str) -> Iterator[in
         "rewards",
         "--port",
         str(port),
-        "--token-file",
-        token,
         "--rewards",
         "snr_estimate_db",
+        *(["--token-file", token] if token else []),
     ]
     with (attacked.folder / "serve.txt").open("w") as output:
         process = subprocess.Popen(
