@@ -20,6 +20,7 @@ from pretrain.launch.rank import begin
 from pretrain.launch.torchrun import report
 from pretrain.titan.checkpoints import is_full, remove_incomplete, save_error
 from pretrain.titan.ranks import join
+from pretrain.titan.telemetry import MemoryPeaks
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -39,8 +40,14 @@ def align(run: AlignRun) -> str:
     for number in SIGNALS:
         signal.signal(number, lambda *_: setattr(executor.scoring, "stop_requested", True))
     run_log = RunLog(run, executor.take_written) if ranks.rank == 0 else None
+    memory = MemoryPeaks(ranks.device)
     alignment = (
-        Alignment(run, executor, run_log.log, run_log.begin)
+        Alignment(
+            run,
+            executor,
+            lambda row, step: run_log.log({**row, **memory.row()} if row else row, step),
+            run_log.begin,
+        )
         if run_log
         else Alignment(run, executor, lambda row, step: None)
     )

@@ -26,6 +26,7 @@ from rich.text import Text
 from pretrain.terminal import plain, shown
 
 _Item = TypeVar("_Item")
+NOTABLE_WAIT_PERCENT = 5  # of a step's time; less is not shown
 
 
 def track(items: Iterable[_Item], total: int, what: str) -> Iterator[_Item]:
@@ -142,10 +143,14 @@ class StageProgress:
 def describe_step(row: Mapping[str, Any]) -> str:
     """Losses per modality and speed, in a few words."""
     parts = [f"{name} {row[f'loss_{name}']:.3f}" for name in ("video", "audio") if f"loss_{name}" in row]
-    skipped = int(row["skipped_nonfinite"] + row["skipped_spikes"])
-    return ", ".join(
-        [*parts, f"{row['tokens_per_s']:,.0f} tokens/s"] + ([f"{skipped} skipped"] if skipped else [])
+    skipped, waits = (
+        int(row["skipped_nonfinite"] + row["skipped_spikes"]),
+        row.get("time/data_wait_percent", 0),
     )
+    parts += [f"{row['tokens_per_s']:,.0f} tokens/s"]
+    parts += [f"MFU {row['mfu_percent']:.0f} %"] if "mfu_percent" in row else []
+    parts += [f"{waits:.0f} % waiting for data"] if waits >= NOTABLE_WAIT_PERCENT else []
+    return ", ".join(parts + ([f"{skipped} skipped"] if skipped else []))
 
 
 class _Losses(ProgressColumn):

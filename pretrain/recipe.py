@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from itertools import pairwise
+from typing import Literal, get_args
 
 from pretrain.config import nearest, to_json
 from pretrain.model.context_parallel import check_degree
@@ -12,6 +14,8 @@ from pretrain.model.flavors import flavor
 from pretrain.objective import ObjectiveConfig
 from pretrain.randomness import stable_hash
 from pretrain.schedule import StageConfig
+
+Float8Recipe = Literal["none", "tensorwise", "rowwise", "rowwise_with_gw_hp"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,8 @@ class CheckpointConfig:
     asynchronous: bool = True  # training goes on while the state is written
     keep_last: int = 2
     keep_every: int = 0  # also keep steps divisible by this; 0 = none
+    # write the state of step 0 and stop: what trainings on other ranks or devices begin with, bit by bit
+    create_seed_checkpoint: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +70,59 @@ class ParallelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MonitorConfig:
+    """What is measured and recorded of a training while it runs. Raises ValueError for steps and ranks that
+    cannot be read."""
+
+    # TFLOP/s of one device, that MFU is a share of; 0 = torchtitan's number for the GPU (dense bf16), and no
+    # MFU where it knows none, as on a CPU
+    peak_tflops: float = 0.0
+    # collectives that NCCL's flight recorder keeps, written to comm_traces/ where one times out; 0 = off
+    trace_buf_size: int = 20_000
+    # steps to profile, such as "20-22" or "20-22,500": traces of torch's profiler, on GPUs memory snapshots
+    profile: str = ""
+    profile_ranks: str = "0"  # such as "0,8", or "all"
+    profile_warmup: int = 3  # steps before, in which the profiler warms up; torchtitan's profiler_warmup
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.peak_tflops < math.inf or self.trace_buf_size < 0 or self.profile_warmup < 0:
+            raise ValueError(
+                "monitor: peak_tflops, trace_buf_size and profile_warmup must not be negative, got "
+                f"{self.peak_tflops}, {self.trace_buf_size}, {self.profile_warmup}"
+            )
+        self.spans()
+        self.profiles(0)
+
+    def spans(self) -> list[tuple[int, int]]:
+        """(first, last) steps of each profile, in order."""
+        found: list[tuple[int, int]] = []
+        for text in filter(None, self.profile.replace(" ", "").split(",")):
+            first, dash, last = text.partition("-")
+            numbers = first.isdecimal() and (last.isdecimal() or not dash)
+            if not numbers or not 0 < int(first) <= int(last or first):
+                raise ValueError(f"monitor.profile: expected steps such as 20-22,500, got {self.profile!r}")
+            found.append((int(first), int(last or first)))
+        found.sort()
+        for before, after in pairwise(found):
+            if after[0] <= before[1] + 1:
+                raise ValueError(
+                    f"monitor.profile: {self.profile!r} has steps without one between them; write one range"
+                )
+        return found
+
+    def profiles(self, rank: int) -> bool:
+        """Whether this rank is profiled."""
+        if self.profile_ranks == "all":
+            return True
+        parts = self.profile_ranks.replace(" ", "").split(",")
+        if not all(part.isdecimal() for part in parts):
+            raise ValueError(
+                f"monitor.profile_ranks: expected all or ranks such as 0,8, got {self.profile_ranks!r}"
+            )
+        return rank in map(int, parts)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
     """All of pretraining. Raises ValueError where parts do not fit each other."""
 
@@ -90,12 +149,16 @@ class PretrainConfig:
     mix_lengths: bool = False  # True: a step may hold samples of different sizes, padded
     seed: int = 0
     mixed_precision: Literal["fp32", "bf16"] = "bf16"
+    # torchtitan's Float8Linear in the blocks, by its recipe_name; needs a GPU of compute capability 8.9
+    float8: Float8Recipe = "none"
     ema_decay: float = 0.999  # 0 = no average: what is exported as such are the weights themselves
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     policy: StepPolicy = field(default_factory=StepPolicy)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    deterministic: bool = False  # torchtitan's debug.deterministic: equal bits of equal runs, slower
     log_every: int = 10
     validate_every: int = 0  # steps; 0 = only at the end of a stage
     validation_samples: int = 64
@@ -112,6 +175,7 @@ class PretrainConfig:
             if stage.name != key:
                 raise ValueError(f"stages.{key}.name: expected {key!r}, got {stage.name!r}")
         _one_of("mixed_precision", self.mixed_precision, ("fp32", "bf16"))
+        _one_of("float8", self.float8, get_args(Float8Recipe))
         _one_of(
             "parallel.activation_checkpointing",
             self.parallel.activation_checkpointing,
@@ -165,8 +229,12 @@ def recipe_hash(config: PretrainConfig, stage: str) -> str:
     fields |= {"stages": {stage: fields["stages"][stage]}, "parallel": to_json(ParallelConfig())}
     fields |= {"local_batch_size": PretrainConfig.local_batch_size}
     fields["policy"] |= {"max_skips_in_a_row": StepPolicy.max_skips_in_a_row}
+    if fields["float8"] == "none":  # as a recipe without that field has it
+        del fields["float8"]
     for name in (
         "checkpoint",
+        "monitor",
+        "deterministic",
         "log_every",
         "validate_every",
         "validation_samples",

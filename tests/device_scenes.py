@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,10 +41,12 @@ from pretrain.objective import ObjectiveConfig
 from pretrain.recipe import PretrainConfig
 from pretrain.sampling import LatentRates, SamplerConfig, sample
 from pretrain.tasks import TASKS
+from pretrain.titan.checkpoint_times import CheckpointTimes
 from pretrain.titan.ema import Ema
 from pretrain.titan.job_config import job_config
 from pretrain.titan.policy import StepGuard
 from pretrain.titan.ranks import Ranks
+from pretrain.titan.telemetry import Telemetry
 from pretrain.titan.window import Window
 from pretrain.types import Task, cache_flags
 
@@ -121,8 +123,18 @@ def training_step(task: Task = Task.TI2AV, micro_batches: int = 2) -> Crossings:
             scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
             self.lr_schedulers = SimpleNamespace(schedulers=[scheduler], step=scheduler.step)  # type: ignore
             self.guard, self.ema, self.window = StepGuard(config.policy), Ema(model, 0.99), Window()
-            self.checkpointer = SimpleNamespace(maybe_wait_for_staging=lambda: None)  # type: ignore
+            times = CheckpointTimes()
+            self.checkpointer = SimpleNamespace(maybe_wait_for_staging=lambda: None, times=times)  # type: ignore
             self.job_config = job_config(config, "stage1", Path("out"), 1)
+            monitor = SimpleNamespace(
+                device_name="NVIDIA H100",
+                get_peak_stats=lambda: SimpleNamespace(max_active_gib=1.0, max_reserved_gib=2.0),
+                reset_peak_stats=lambda: None,
+            )
+            processor = SimpleNamespace(
+                device_memory_monitor=monitor, gpu_peak_flops=989e12, data_loading_times=[0.25]
+            )
+            self.telemetry = Telemetry(processor, GPU, 0.0)  # type: ignore[arg-type]
             self.train_context, self.noise_seed = nullcontext, 1  # type: ignore[assignment]
             self.gradient_accumulation_steps, self.step, self.clips_seen = micro_batches, 1, 0
             self.stop_requested = self.stopping = False
@@ -133,12 +145,35 @@ def training_step(task: Task = Task.TI2AV, micro_batches: int = 2) -> Crossings:
             return 4 * micro_batches
 
     model = debug_model()
-    with pretend_gpu(_gradients_of(model)) as gpu, mock.patch("torch.distributed.all_reduce"):
+    with pretend_gpu(_gradients_of(model)) as gpu, _alone():
         trainer = OneStep(gpu.put(model))
         before = gpu.places()
         trainer.train_step(iter([(collated(task), torch.zeros(9))] * micro_batches))
         assert not before and len(trainer.rows) == 1 and trainer.ema.updates == 1
+        assert trainer.rows[0]["mfu_percent"] > 0 and trainer.rows[0]["memory/max_reserved_gib"] == 2.0
         return gpu.places()
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One rank without a process group."""
+
+    def gather(found: list[Tensor], given: Tensor, group: object) -> None:
+        assert given.device == CPU
+        found[0].copy_(given)
+
+    answers = {
+        "all_reduce": None,
+        "new_group": None,
+        "get_backend": "nccl",
+        "get_world_size": 1,
+        "get_rank": 0,
+    }
+    with ExitStack() as opened:
+        for name, answer in answers.items():
+            opened.enter_context(mock.patch(f"torch.distributed.{name}", return_value=answer))
+        opened.enter_context(mock.patch("torch.distributed.all_gather", gather))
+        yield
 
 
 def _gradients_of(model: nn.Module) -> Callable[[Tensor], None]:

@@ -21,7 +21,9 @@ import soundfile
 from PIL import Image
 
 # names of fields: times, and a count of clips that is a function of steps and batch
-VOLATILE = re.compile(r"(^|[/_])seconds([/_]|$)|_per_s$|^mtime_ns$|^clips_seen$")
+VOLATILE = re.compile(
+    r"(^|[/_])seconds([/_]|$)|_per_s(_per_rank)?$|^mtime_ns$|^clips_seen$|^(time|memory)/|^mfu_percent$"
+)
 # Identities: some are over names of settings or modules, absolute paths, or files that hold seconds; those
 # over weights say no more than the tensors do.
 SHORT_HASH = re.compile(r"[0-9a-f]{16}")

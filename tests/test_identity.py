@@ -32,7 +32,7 @@ def words(text: str, prefix: str = "") -> set[str]:
 
 # Every field that counts, written out: a new field of a recipe belongs here or into identity.NEUTRAL.
 PRETRAIN_COUNTS = (
-    words("flavor global_batch_size mix_lengths seed mixed_precision ema_decay shuffle_shards")
+    words("flavor global_batch_size mix_lengths seed mixed_precision float8 ema_decay shuffle_shards")
     | words("beta1 beta2 eps weight_decay grad_clip", "optimizer.")
     | words("draw weight shift logit_mean logit_std", "objective.levels.")
     | words("text modality_mask timbre_kept first_frame", "objective.dropout.")
@@ -43,8 +43,11 @@ PRETRAIN_COUNTS = (
 PARALLEL = words(
     "replicas context activation_checkpointing shard_blocks reshard_after_forward compile_blocks", "parallel."
 )
+MONITOR = words("peak_tflops trace_buf_size profile profile_ranks profile_warmup", "monitor.")
 PRETRAIN_NEUTRAL = (
-    words("interval folder asynchronous keep_last keep_every", "checkpoint.")
+    words("interval folder asynchronous keep_last keep_every create_seed_checkpoint", "checkpoint.")
+    | words("deterministic")
+    | MONITOR
     | words("log_every validate_every validation_samples latents prefetch cache_gb local_batch_size")
     | words("policy.max_skips_in_a_row")
     | PARALLEL
@@ -53,7 +56,9 @@ ALIGN_NEUTRAL = (
     words("checkpoint_every keep_last samples max_flat_rounds max_skips rubric.allow_prompt_blind") | PARALLEL
 )
 FINETUNE_NEUTRAL = (
-    words("interval folder asynchronous keep_last keep_every", "checkpoint.")
+    words("interval folder asynchronous keep_last keep_every create_seed_checkpoint", "checkpoint.")
+    | words("deterministic")
+    | MONITOR
     | words("required max_bad muted_db tolerance_s checked patience", "sound.")
     | words("log_every validate_every validation_samples validation base prompts clips_every clips")
     | words("prefetch cache_gb local_batch_size policy.max_skips_in_a_row")
@@ -120,7 +125,11 @@ def other(value: Any) -> list[Any]:
         return [not value]
     if isinstance(value, (int, float)):
         return [value + 1, value * 2, value / 2 if isinstance(value, float) else 0, 0.25]
-    return ["bf16", "fp32", "debug", "elsewhere", "full", "linear", "release", "flat"] if value != [] else []
+    return (
+        ["bf16", "fp32", "tensorwise", "debug", "elsewhere", "full", "linear", "release", "flat"]
+        if value != []
+        else []
+    )
 
 
 def test_the_hash_of_a_recipe_leaves_out_what_is_neutral_and_nothing_else() -> None:

@@ -93,3 +93,16 @@ def test_mixed_lengths_train_on_two_ranks(latents, tmp_path):
     assert_same_training(
         trained(tmp_path / "two", latents, config(4, mix_lengths=True, tasks={"T2AV": 1.0}), 2), one
     )
+
+
+@pytest.mark.slow
+def test_a_seed_checkpoint_is_what_other_ranks_begin_with(latents, one_rank, tmp_path):
+    kept = CheckpointConfig(interval=100, asynchronous=False)
+    seeding = dataclasses.replace(kept, create_seed_checkpoint=True)
+    run = stage_run(tmp_path, latents, dataclasses.replace(one_rank.config, checkpoint=seeding))
+    assert run_ranks(run.save()) == [0]
+    assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["step-0"] and not rows(run)
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, checkpoint=kept))
+    assert run_ranks(run.save(), 2) == [0, 0]
+    assert "loading the checkpoint of step 0" in (tmp_path / "log.0").read_text()
+    assert_same_training(run, one_rank)

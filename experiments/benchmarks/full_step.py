@@ -45,7 +45,7 @@ from pretrain.data.stream.sample import Sample
 from pretrain.dry_run import one_step
 from pretrain.launch.stage_run import StageRun
 from pretrain.model.flavors import flavor
-from pretrain.model.flops import ClipShape, forward_flops, training_flops
+from pretrain.model.flops import ClipShape, forward_flops, frozen_training_flops, training_flops
 from pretrain.model.plan import clip_shape
 from pretrain.objective import ObjectiveConfig, corrupt, velocity_loss
 from pretrain.recipe import ParallelConfig, PretrainConfig
@@ -123,8 +123,7 @@ def lora(step: ModelStep, repeats: int) -> dict[str, Any]:
         sums.loss(sums.video_count, sums.audio_count, objective.audio_weight).backward()
         optimizer.step()
 
-    # frozen weights take no gradient: forward and the inputs' gradients
-    flop = 2 * forward_flops(flavor(step.flavor), step.shape)
+    flop = frozen_training_flops(flavor(step.flavor), step.shape)
     adapters = sum(parameter.numel() for parameter in trained)
     return {
         "flop": flop,

@@ -15,10 +15,13 @@ from experiments.commands.options import (
     MaxRestarts,
     NodeRank,
     NumNodes,
+    ProfileRanks,
+    ProfileSteps,
     RecipeName,
     Rendezvous,
     ResumeFlag,
     SetOptions,
+    profiled,
     recipe_for,
 )
 
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from experiments.continuing import Wish
     from experiments.job import StageJob
     from experiments.pipeline.finetune import FinetuneInputs
+    from finetune.sft.config import FinetuneConfig
     from pretrain.launch.nodes import Nodes
 
 ClipsSet = Annotated[
@@ -70,6 +74,8 @@ def finetune(
     rdzv: Rendezvous = "",
     node_rank: NodeRank = -1,
     max_restarts: MaxRestarts = 0,
+    profile: ProfileSteps = "",
+    profile_ranks: ProfileRanks = "0",
     settings: SetOptions = (),
     out: Path = Path("out"),
     resume: ResumeFlag = True,
@@ -80,17 +86,16 @@ def finetune(
 
     Writes adapter/ (PEFT; for `nava generate --adapter`, `nava align --adapter` and PEFT itself), model/
     (merged), samples/step-N (the same prompts every finetune.clips_every steps) and metrics.jsonl.
-    Clips that are not encoded yet are encoded into TO-sets first, and kept. The sound of clips whose text has
-    speech is checked before: missing, muted or too short in more than finetune.sound.max_bad of them is
-    refused.
+    Clips that are not encoded yet are encoded into TO-sets first, and kept. Sound that is missing, muted or
+    too short in more than finetune.sound.max_bad of the clips whose text has speech is refused.
 
     finetune.base_share of the steps (0.5) are on the model's own data, to keep its answers there:
       nava finetune mini --clips my_clips --to my/voice
       nava finetune mini --clips rows.jsonl --set finetune.base_share=0 --set finetune.lora.rank=16
       nava finetune mini --clips rows.jsonl --model models:/nava-mini@aligned --full --set finetune.lr=1e-4
       nava generate prompts.jsonl --adapter my/voice/adapter
-    An interrupted run goes on from its last checkpoint, as `nava pretrain` does. Several machines run the
-    same command with --nnodes and --rdzv, and see the same --to and --out; the first one checks and encodes.
+    An interrupted run goes on from its last checkpoint. Several machines run the same command with --nnodes
+    and --rdzv, and see the same --to and --out; the first one checks and encodes.
     """
     from experiments.continuing import Wish
     from experiments.job import StageJob
@@ -99,12 +104,11 @@ def finetune(
     from pretrain.launch.nodes import Nodes, find_node_rank
 
     _check(clips, lora and full, nproc, port)
-    nodes = Nodes(
-        count=nnodes, rank=find_node_rank(nnodes, node_rank), rendezvous=rdzv, max_restarts=max_restarts
-    )
+    number = find_node_rank(nnodes, node_rank)
+    nodes = Nodes(count=nnodes, rank=number, rendezvous=rdzv, max_restarts=max_restarts)
     loaded = recipe_for(recipe, settings)
-    if lora or full:
-        loaded = dataclasses.replace(loaded, finetune=dataclasses.replace(loaded.finetune, full=full))
+    tuned = _of_weights(profiled(loaded.finetune, profile, profile_ranks), lora, full)
+    loaded = dataclasses.replace(loaded, finetune=tuned)
     layout = FinetuneLayout(out=out, to=to or out / "finetune")
     job = StageJob(recipe=loaded, layout=layout, nproc=nproc, port=port, nodes=nodes, anyway=resume_anyway)
     wish = _wish(Wish(resume, resume_anyway, move_aside, "--to"), nodes)
@@ -114,6 +118,11 @@ def finetune(
     inputs = _inputs(clips, model, codec, job)
     with alone(layout.to), ExitStack() as opened:
         _finetune(job, inputs, wish, opened)
+
+
+def _of_weights(config: FinetuneConfig, lora: bool, full: bool) -> FinetuneConfig:
+    """As the recipe says where neither is given."""
+    return dataclasses.replace(config, full=full) if lora or full else config
 
 
 def _check(clips: str, both: bool, nproc: int, port: int) -> None:

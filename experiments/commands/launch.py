@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -29,7 +30,14 @@ From = Annotated[
     str, tyro.conf.arg(name="from", help="a model folder (of `nava import`) that the first stage starts from")
 ]
 Folder = Annotated[Path, tyro.conf.arg(help="where the rendered file is written")]
-DryRun = Annotated[bool, tyro.conf.arg(help="print what would be submitted, and write and submit nothing")]
+DryRun = Annotated[
+    bool,
+    tyro.conf.arg(
+        help="print what would be submitted, and write and submit nothing; exit code 1 where a folder, "
+        "set of latents or bucket that it names is not there, seen from here"
+    ),
+]
+FOUND_MISSING = 1
 
 
 def node(
@@ -53,7 +61,8 @@ def node(
     request = _request(locals())
     _check_passed(request, dry_run)
     text = render(request)
-    return _show_or_submit(text, to / f"{request.name}.sh", ["bash"], dry_run)
+    told = _show_or_submit(text, to / f"{request.name}.sh", ["bash"], dry_run)
+    return _looked_for(request) if dry_run else told
 
 
 def slurm(
@@ -93,7 +102,8 @@ def slurm(
     _check_passed(request, dry_run)
     options = _from_arguments(SlurmOptions, locals())
     text = render(request, options)
-    return _show_or_submit(text, to / f"{request.name}.sbatch", ["sbatch"], dry_run, "where Slurm is")
+    told = _show_or_submit(text, to / f"{request.name}.sbatch", ["sbatch"], dry_run, "where Slurm is")
+    return _looked_for(request, mounts=mounts) if dry_run else told
 
 
 def kubernetes(
@@ -135,13 +145,9 @@ def kubernetes(
     request = _request(locals())
     options = _from_arguments(KubernetesOptions, {**locals(), "secrets": secret})
     text = render(request, options)
-    return _show_or_submit(
-        text,
-        to / f"{request.name}.yaml",
-        ["kubectl", "apply", "-f"],
-        dry_run,
-        "where your cluster is reached",
-    )
+    command, file = ["kubectl", "apply", "-f"], to / f"{request.name}.yaml"
+    told = _show_or_submit(text, file, command, dry_run, "where your cluster is reached")
+    return _looked_for(request, elsewhere=True) if dry_run else told
 
 
 def _request(arguments: Mapping[str, Any]) -> Request:
@@ -154,6 +160,17 @@ def _request(arguments: Mapping[str, Any]) -> Request:
         config.stage(request.stage)
     config.local_batch(request.world_size)
     return request
+
+
+def _looked_for(request: Request, elsewhere: bool = False, mounts: str = "") -> int:
+    """Print what the request names and is not there; the exit code of a dry run."""
+    from experiments.jobs.named import missing
+
+    config = recipe_for(request.recipe, request.settings).pretrain
+    found = missing(request, config, elsewhere, mounts)
+    for line in found:
+        print(f"missing: {line}", file=sys.stderr)
+    return FOUND_MISSING if found else 0
 
 
 def _check_passed(request: Request, dry_run: bool) -> None:

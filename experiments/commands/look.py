@@ -21,13 +21,35 @@ def doctor(
     as_json: JsonFlag = False,
     security: Annotated[bool, tyro.conf.arg(help="check modes of secrets, Ray, ports and services")] = False,
     out: Path = Path("out"),
+    distributed: Annotated[bool, tyro.conf.arg(help="check the ranks of a training instead")] = False,
+    nproc: Annotated[int, tyro.conf.arg(help="ranks of --distributed here; 0 = one per GPU, or two")] = 0,
+    expect_gb_s: Annotated[
+        float, tyro.conf.arg(help="bus bandwidth, GB/s, that the largest all-reduce must reach; 0 = any")
+    ] = 0.0,
+    patience_s: Annotated[
+        float, tyro.conf.arg(help="seconds after which a rank that does not answer is broken")
+    ] = 10.0,
+    sizes_mib: Annotated[tuple[float, ...], tyro.conf.arg(help="of the tensors that are summed, in MiB")] = (
+        0.0625,
+        1.0,
+        16.0,
+        64.0,
+    ),
 ) -> int:
     """Print what this machine has and what is missing; exit code 1 if a required package is missing.
 
     --security looks at a running set-up instead: who can read its tokens, Ray's authentication, addresses
     that are listened at, limits of the services that run here, logins in MLFLOW_TRACKING_URI, the umask. Exit
     code 1 where something is open to others.
+
+    --distributed starts ranks as a training does and names one that does not answer after --patience-s, long
+    before a collective's timeout; then it measures all-reduce by size. Exit code 3 where a rank is broken, 1
+    where the largest size is slower than --expect-gb-s. On several machines start it as their ranks:
+      torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint FIRST:29500 \\
+        -m experiments.cli doctor --distributed --expect-gb-s 100
     """
+    if distributed:
+        return _doctor_distributed(nproc, patience_s, sizes_mib, expect_gb_s, as_json)
     if security:
         return _doctor_security(out, as_json)
     from experiments.doctor import examine, show
@@ -35,6 +57,23 @@ def doctor(
     report = examine()
     _print_json(report) if as_json else show(report)
     return FOUND_SOMETHING if report["missing"] else 0
+
+
+def _doctor_distributed(
+    nproc: int, patience_s: float, sizes_mib: tuple[float, ...], expect_gb_s: float, as_json: bool
+) -> int:
+    import dataclasses
+
+    from experiments.job import StageJob
+    from experiments.rank_check import RankCheck
+    from experiments.rank_check_start import check
+
+    if nproc < 0:
+        raise ValueError(f"--nproc: expected the number of ranks, or 0 for one per GPU, got {nproc}")
+    options = RankCheck(patience_s=patience_s, sizes_mib=sizes_mib, expect_gb_s=expect_gb_s)
+    report = check(options, StageJob(recipe=None, nproc=nproc).ranks)
+    _print_json(dataclasses.asdict(report)) if as_json else print("\n".join(report.lines()))
+    return report.code
 
 
 def _doctor_security(out: Path, as_json: bool) -> int:

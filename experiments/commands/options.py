@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,7 +40,25 @@ Rendezvous = Annotated[
 NodeRank = Annotated[
     int, tyro.conf.arg(help="rank of this machine; -1 = from Slurm's or Kubeflow Trainer's environment")
 ]
+ProfileSteps = Annotated[
+    str,
+    tyro.conf.arg(
+        metavar="STEPS",
+        help="steps to profile, such as 20-22 or 20-22,500: traces of torch's profiler under the result's "
+        "profile_traces/, memory snapshots of GPUs under memory_snapshot/",
+    ),
+]
+ProfileRanks = Annotated[str, tyro.conf.arg(metavar="RANKS", help="ranks that --profile is of: 0,8, or all")]
 MaxRestarts = Annotated[int, tyro.conf.arg(help="restarts of all ranks after one has died")]
+
+
+def profiled(section: Any, steps: str, ranks: str) -> Any:
+    """A recipe's training section with --profile and --profile-ranks. Raises ValueError where they are no
+    steps or ranks."""
+    if not steps:
+        return section
+    monitor = dataclasses.replace(section.monitor, profile=steps, profile_ranks=ranks)
+    return dataclasses.replace(section, monitor=monitor)
 
 
 def recipe_for(name: str, settings: tuple[str, ...]) -> Any:

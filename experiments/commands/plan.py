@@ -29,6 +29,13 @@ BaseOption = Annotated[
 MomentsOption = Annotated[
     Literal["fp32", "8bit", "host"], tyro.conf.arg(help="AdamW's moments: fp32, 8 bits, or in host memory")
 ]
+EncodePixels = Annotated[
+    float,
+    tyro.conf.arg(
+        help="of one GPU's video encoder, pixels x frames, as `python -m experiments.benchmarks.codec_speed "
+        "--device cuda` measures it (per_s of video_encode); 0 = not known"
+    ),
+]
 DryRunStep = Annotated[
     bool, tyro.conf.arg(help="build, shard and run one step on one CPU, with simulated ranks")
 ]
@@ -54,15 +61,19 @@ def plan(
     moments: MomentsOption = "fp32",
     mfu: Annotated[float, tyro.conf.arg(help="assumed model FLOPs utilisation")] = 0.4,
     peak_tflops: PeakTflops = 989.0,
+    clips: Annotated[int, tyro.conf.arg(help="of the data set: adds encoding, storage, GPU hours, cost")] = 0,
+    price: Annotated[float, tyro.conf.arg(help="of one GPU for an hour, in any currency")] = 0.0,
+    encode_pixels_per_s: EncodePixels = 0.0,
     dry_run: DryRunStep = False,
     settings: SetOptions = (),
     as_json: JsonFlag = False,
 ) -> None:
-    """Parameters, tokens, FLOPs, memory per GPU by part, the largest batch that fits, with which flags each
-    work fits on 24, 48, 80 and 141 GB, and days of training.
+    """Parameters, tokens, FLOPs, memory per GPU by part, the largest batch, what fits where, days of training.
 
     NAME is a recipe, whose stages (with ./params.yaml if that is for this recipe) give the days and whose
     `generate` section gives the clip, or a flavor of the model at 145 x 704 x 1280. Nothing is allocated.
+    --clips N --price P adds what N clips and the training cost:
+      nava plan nava_6b --gpus 128 --clips 1000000 --price 2.5 --encode-pixels-per-s 4e7
     With --dry-run the model is also built, cut into the shards of one rank among --gpus, and taken through
     one step of a tiny clip with simulated collectives.
     """
@@ -74,31 +85,47 @@ def plan(
     recipe = _recipe(name, settings)
     config = recipe.pretrain if recipe else None
     flavor_name = config.flavor if config else name
-    given = {"frames": frames, "height": height, "width": width, "fps": fps}
-    clip = _clip_of(recipe) | {key: value for key, value in given.items() if value is not None}
+    clip = _clip_of(recipe, frames=frames, height=height, width=width, fps=fps)
     spread = {"context": context, "replicas": replicas, "local_batch": local_batch}
     held = {"checkpointing": checkpointing, "work": work, "base": base, "rank": rank, "moments": moments}
-    ema = not config or config.ema_decay > 0
-    found = plan_model(flavor_name, gpus, **clip, **spread, **held, ema=ema)
+    found = plan_model(flavor_name, gpus, **clip, **spread, **held, ema=not config or config.ema_decay > 0)
     step_seconds(1.0, gpus, mfu, peak_tflops)
     if config:
         shape = clip_shape(flavor(flavor_name), **clip)
         found["time"] = plan_schedule(config, shape, gpus, mfu, peak_tflops)
+    rates = {"clips": clips, "price": price, "encode_pixels_per_s": encode_pixels_per_s}
+    if any(rates.values()):
+        found["costs"] = _costs(recipe, clip, gpus, found, rates)
     found["assumptions"] = assumptions(checkpointing, mfu, peak_tflops, work, base, moments)
     if dry_run:
         found["dry_run"] = _rehearsed(flavor_name, config, gpus, context, replicas, checkpointing)
-    if as_json:
-        print(json.dumps(found, indent=1))
-    else:
-        show(found)
+    print(json.dumps(found, indent=1)) if as_json else show(found)
 
 
-def _clip_of(recipe: Recipe | None) -> dict[str, Any]:
-    """Frames, pixels and frame rate of a clip."""
+def _costs(
+    recipe: Recipe | None, clip: dict[str, Any], gpus: int, found: dict[str, Any], rates: dict[str, Any]
+) -> dict[str, Any]:
+    from pretrain.data.stream.sample import DTYPES
+    from pretrain.model.flavors import flavor
+    from pretrain.model.plan import clip_shape
+    from pretrain.plan_costs import plan_costs
+
     if recipe is None:
-        return dict(FLAVOR_CLIP)
-    clip = recipe.generate
-    return {"frames": clip.num_frames, "height": clip.height, "width": clip.width, "fps": clip.fps}
+        raise ValueError("--clips, --price: a flavor has no stages to train; give a recipe")
+    args, pixels = flavor(recipe.pretrain.flavor), clip["frames"] * clip["height"] * clip["width"]
+    days = found["time"]["total"]["days"]
+    size = DTYPES[recipe.encode.latent_dtype].itemsize
+    shape = clip_shape(args, **clip)
+    return plan_costs(args, shape, pixels, recipe.pretrain, gpus, days, **rates, latent_bytes=size)
+
+
+def _clip_of(recipe: Recipe | None, **given: float | None) -> dict[str, Any]:
+    """Frames, pixels and frame rate of a clip: as given, else as the recipe generates it."""
+    found = dict(FLAVOR_CLIP)
+    if recipe is not None:
+        clip = recipe.generate
+        found = {"frames": clip.num_frames, "height": clip.height, "width": clip.width, "fps": clip.fps}
+    return found | {key: value for key, value in given.items() if value is not None}
 
 
 def _recipe(name: str, settings: tuple[str, ...]) -> Recipe | None:

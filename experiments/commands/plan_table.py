@@ -14,7 +14,8 @@ def show(found: dict[str, Any], console: Console | None = None) -> None:
     """Print what `nava plan` found."""
     console = console or Console()
     tables = [_model(found), _memory(found), _batches(found), _fits(found)]
-    tables += [make(found[key]) for key, make in (("time", _time), ("dry_run", _dry_run)) if key in found]
+    more = (("time", _time), ("costs", _costs), ("dry_run", _dry_run))
+    tables += [make(found[key]) for key, make in more if key in found]
     for table in tables:
         console.print(table)
     console.print("Assumptions:")
@@ -95,6 +96,28 @@ def _time(time: dict[str, Any]) -> Table:
     table.add_row("tokens/s", f"{time['tokens_per_s']:,.0f}", f"{time['tokens_per_s_per_gpu']:,.0f} per GPU")
     for name, stage in (*time["stages"].items(), ("total", time["total"])):
         table.add_row(name, f"{stage['steps']:,}", f"{stage['days']:.1f}")
+    return table
+
+
+def _costs(found: dict[str, Any]) -> Table:
+    title = f"{found['clips']:,} clips, {found['price_per_gpu_hour']:g} for a GPU hour"
+    table = _table(title, "", "", "")
+    hours, stored = found["gpu_hours"], found["storage_tb"]
+    if hours["encoding"] is None:
+        table.add_row("encoding", "not known", "give --encode-pixels-per-s")
+    else:
+        spread = f"{found['encoding_hours_on_all_gpus']:,.1f} hours on all GPUs"
+        table.add_row("encoding", f"{hours['encoding']:,.0f} GPU hours", spread)
+    seen = f"each clip is seen {found['times_each_clip_is_seen']:.2f} times"
+    table.add_row("training", f"{hours['training']:,.0f} GPU hours", seen)
+    table.add_row(
+        "latents", f"{stored['latents']:.3f} TB", f"{found['bytes_per_clip'] / 1e6:.2f} MB a clip at most"
+    )
+    table.add_row(
+        "training states", f"{stored['training_states']:.3f} TB", "those that are kept and one more"
+    )
+    left = ", without " + ", ".join(found["cost_leaves_out"]) if found["cost_leaves_out"] else ""
+    table.add_row("cost", f"{found['cost']:,.0f}", f"{hours['total']:,.0f} GPU hours{left}")
     return table
 
 

@@ -15,10 +15,13 @@ from experiments.commands.options import (
     MaxRestarts,
     NodeRank,
     NumNodes,
+    ProfileRanks,
+    ProfileSteps,
     RecipeName,
     Rendezvous,
     ResumeFlag,
     SetOptions,
+    profiled,
     recipe_for,
 )
 from experiments.layout import Layout
@@ -52,6 +55,8 @@ def pretrain(
     rdzv: Rendezvous = "",
     node_rank: NodeRank = -1,
     max_restarts: MaxRestarts = 0,
+    profile: ProfileSteps = "",
+    profile_ranks: ProfileRanks = "0",
     settings: SetOptions = (),
     out: Path = Path("out"),
     resume: ResumeFlag = True,
@@ -79,8 +84,9 @@ def pretrain(
     )
     if nproc < 0:
         raise ValueError(f"--nproc: expected the number of ranks, or 0 for one per GPU, got {nproc}")
+    loaded = recipe_for(recipe, settings)
     job = StageJob(
-        recipe=recipe_for(recipe, settings),
+        recipe=dataclasses.replace(loaded, pretrain=profiled(loaded.pretrain, profile, profile_ranks)),
         layout=Layout(out=out),
         nproc=nproc,
         port=port,

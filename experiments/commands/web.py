@@ -10,7 +10,7 @@ import tyro
 
 from experiments.commands.score import RewardNames, RewardSettings
 
-Services = Annotated[
+ServiceUrls = Annotated[
     tuple[str, ...],
     tyro.conf.Positional,
     tyro.conf.arg(metavar="[NAME=]URL", help="services of `nava serve generate`; http://127.0.0.1:8124"),
@@ -34,7 +34,7 @@ MIN_PASSWORD = 8
 
 
 def web(
-    services: Services = (),
+    services: ServiceUrls = (),
     /,
     *,
     host: str = "127.0.0.1",

@@ -13,7 +13,14 @@ from pretrain.flow.path import LevelConfig
 from pretrain.model.flavors import flavor
 from pretrain.model.modality import WeightModality
 from pretrain.objective import ObjectiveConfig
-from pretrain.recipe import CheckpointConfig, OptimizerConfig, ParallelConfig, PretrainConfig, StepPolicy
+from pretrain.recipe import (
+    CheckpointConfig,
+    MonitorConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    PretrainConfig,
+    StepPolicy,
+)
 from pretrain.schedule import StageConfig
 from pretrain.tasks import TASKS
 from pretrain.types import Task
@@ -112,6 +119,8 @@ class FinetuneConfig:
     checkpoint: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(interval=100))
     policy: StepPolicy = field(default_factory=StepPolicy)
     parallel: ParallelConfig = field(default_factory=lambda: ParallelConfig(shard_blocks=False))
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    deterministic: bool = False
     log_every: int = 10
     validate_every: int = 100  # steps; 0 = only at the end
     validation_samples: int = 64
@@ -202,6 +211,8 @@ _COMMON = (
     "objective",
     "checkpoint",
     "policy",
+    "monitor",
+    "deterministic",
     "log_every",
     "validate_every",
     "validation_samples",

@@ -50,6 +50,7 @@ class FinetuneTrainer(PretrainTrainer):
 
     def __init__(self, run: StageRun, sets: dict[str, SampleSet], log: MetricsSink) -> None:
         self.tuning = cast(FinetuneRun, run)
+        self.frozen = not self.tuning.finetune.full
         sound = self.tuning.finetune.sound
         self.sound = SoundTrained(sound.required and self.tuning.speech, sound.patience)
         super().__init__(run, sets, log)

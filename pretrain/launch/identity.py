@@ -29,6 +29,8 @@ NEUTRAL: Mapping[str, tuple[str, ...]] = {
         "cache_gb",
         "local_batch_size",
         "parallel.*",
+        "monitor.*",
+        "deterministic",  # which kernels sum, and so their rounding
         "policy.max_skips_in_a_row",
     ),
     "finetune": (
@@ -45,6 +47,8 @@ NEUTRAL: Mapping[str, tuple[str, ...]] = {
         "cache_gb",
         "local_batch_size",
         "parallel.*",
+        "monitor.*",
+        "deterministic",
         "policy.max_skips_in_a_row",
         "sound.*",
     ),

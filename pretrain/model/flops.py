@@ -41,6 +41,16 @@ def training_flops(args: ModelArgs, shape: ClipShape) -> int:
     return 3 * forward_flops(args, shape) - _first_maps(args, shape)
 
 
+def frozen_training_flops(args: ModelArgs, shape: ClipShape) -> int:
+    """Forward and backward of one clip where the weights are frozen, as under an adapter.
+
+    Each matmul again for its input gradient, and those of attention once more, whose both sides are
+    activations. What the first block and the context's maps do without is not taken off, the adapter's own is
+    not added: a few percent of a model of many blocks.
+    """
+    return 2 * forward_flops(args, shape) + self_attention_flops(args, shape) + _cross_attention(args, shape)
+
+
 def self_attention_flops(args: ModelArgs, shape: ClipShape) -> int:
     """Of the forward pass: queries times as many keys, and their values, in all blocks."""
     alone = sum(_attend(args, count, count) for count in shape.streams)
@@ -114,6 +124,17 @@ def _dual_tower(args: ModelArgs, shape: ClipShape) -> int:
     both = shape.video and shape.audio and shape.joined
     meeting = _cross(args, shape.video, shape.audio) + _cross(args, shape.audio, shape.video) if both else 0
     return args.num_alignment_blocks * (towers + meeting)
+
+
+def _cross_attention(args: ModelArgs, shape: ClipShape) -> int:
+    """Of the forward pass: queries times keys of the context or of the other modality, and their values."""
+    apart = sum(_attend(args, count, shape.context) for count in shape.streams)
+    if args.paradigm == "unified":  # the context is among the tokens
+        return 0
+    if args.paradigm == "dual_tower":
+        meeting = 2 * _attend(args, shape.video, shape.audio) if shape.joined else 0
+        return args.num_alignment_blocks * (apart + meeting)
+    return (args.num_alignment_blocks + args.num_fusion_blocks) * apart
 
 
 def _unified(args: ModelArgs, shape: ClipShape) -> int:

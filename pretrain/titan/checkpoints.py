@@ -21,6 +21,7 @@ from pretrain.config import one_line
 from pretrain.launch.states import complete_steps, step_folders
 from pretrain.recipe import CheckpointConfig
 from pretrain.storage import is_file, is_remote, remove_file, remove_folder
+from pretrain.titan.checkpoint_times import CheckpointTimes
 from pretrain.titan.lost_peers import of_lost_peers
 from pretrain.titan.safe_dcp import SafeReader, load_states
 from pretrain.titan.store_dcp import StoreReader, StoreWriter
@@ -47,13 +48,15 @@ class Checkpoints(CheckpointManager):
         self.place, self.config = place, config
         # pending: being written while training goes on; a later save waits for it
         self.newest = self.pending = 0
+        self.times = CheckpointTimes()
 
     @torch.no_grad()
     def load(self, step: int = -1) -> bool:
         """The newest complete state, if any. Raises OSError where the place cannot be read."""
-        self.newest = max(complete_steps(self.place), default=0)
-        if not self.newest:
+        steps = complete_steps(self.place)
+        if not steps:
             return False
+        self.newest = max(steps)
         logger.info(f"loading the checkpoint of step {self.newest} from {self.place}")
         self.dcp_load(
             self._states_to_load(False),
@@ -66,7 +69,8 @@ class Checkpoints(CheckpointManager):
     def save(self, curr_step: int, last_step: bool = False) -> None:
         """Called by all ranks. Raises a one-line OSError if the state cannot be written; older ones stay."""
         try:
-            super().save(curr_step, last_step)
+            with self.times.stopped():
+                super().save(curr_step, last_step)
         except (Exception, CheckpointException) as error:  # the latter is a BaseException
             if of_lost_peers(error):
                 raise
@@ -86,6 +90,22 @@ class Checkpoints(CheckpointManager):
                 logger.warning(f"an old checkpoint could not be removed: {error}")
 
     def dcp_save(
+        self,
+        state_dict: dict[str, Any],
+        checkpoint_id: str,
+        async_mode: AsyncMode,
+        *args: Any,
+        **options: Any,
+    ) -> Any:
+        with self.times.saving(async_mode is not AsyncMode.DISABLED) as saving:
+            saving.result = self._dcp_save(state_dict, checkpoint_id, async_mode, *args, **options)
+        return saving.result
+
+    def _async_wait(self) -> None:
+        with self.times.waiting():
+            super()._async_wait()
+
+    def _dcp_save(
         self,
         state_dict: dict[str, Any],
         checkpoint_id: str,

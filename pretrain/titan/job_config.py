@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torchtitan.config import (
     ActivationCheckpoint,
     Checkpoint,
@@ -21,6 +22,7 @@ from torchtitan.config import (
 from torchtitan.config.job_config import Compile
 
 from pretrain.recipe import PretrainConfig
+from pretrain.titan.float8 import float8_converters, float8_quantize
 
 TRAIN_SPEC = "nava"
 
@@ -30,7 +32,8 @@ def job_config(config: PretrainConfig, stage_name: str, out: Path, world_size: i
     stage, optimizer, parallel = config.stage(stage_name), config.optimizer, config.parallel
     return JobConfig(
         job=Job(dump_folder=str(out), description=f"{config.flavor} {stage.name}"),
-        model=Model(name=TRAIN_SPEC, flavor=config.flavor),
+        model=Model(name=TRAIN_SPEC, flavor=config.flavor, converters=float8_converters(config)),
+        quantize=float8_quantize(config),
         metrics=Metrics(log_freq=config.log_every, disable_color_printing=True),
         optimizer=Optimizer(
             name="AdamW",
@@ -72,6 +75,10 @@ def job_config(config: PretrainConfig, stage_name: str, out: Path, world_size: i
         ),
         activation_checkpoint=ActivationCheckpoint(mode=parallel.activation_checkpointing),
         compile=Compile(enable=parallel.compile_blocks),
-        comm=Comm(init_timeout_seconds=1800, trace_buf_size=0),
-        debug=Debug(seed=config.seed),
+        # gloo has no flight recorder
+        comm=Comm(
+            init_timeout_seconds=1800,
+            trace_buf_size=config.monitor.trace_buf_size if torch.cuda.is_available() else 0,
+        ),
+        debug=Debug(seed=config.seed, deterministic=config.deterministic),
     )

@@ -75,7 +75,9 @@ def train_stage(run: StageRun, trainer_type: type[PretrainTrainer] = PretrainTra
             output.log(dict(last_losses), step)
         output.files(trainer.after_step(step))
 
-    if not resumed:
+    if config.checkpoint.create_seed_checkpoint:
+        trainer.write_seed()
+    elif not resumed:
         output.files(trainer.after_step(0))
     trainer.train(after_step)
     status = "finished" if trainer.finished else "interrupted"

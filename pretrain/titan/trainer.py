@@ -13,7 +13,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -26,12 +26,16 @@ from pretrain.data.stream.collate import CollatedBatch, to_av_batch
 from pretrain.data.stream.loader import StageLoader
 from pretrain.data.stream.sample_set import SampleSet
 from pretrain.launch.stage_run import StageRun
+from pretrain.model.flavors import flavor
 from pretrain.objective import Corrupted, ObjectiveConfig, corrupt, element_counts, velocity_loss
 from pretrain.randomness import stable_hash
 from pretrain.titan.checkpoints import Checkpoints
 from pretrain.titan.ema import Ema
 from pretrain.titan.job_config import TRAIN_SPEC, job_config
 from pretrain.titan.policy import StepGuard
+from pretrain.titan.profiling import StepProfiler
+from pretrain.titan.step_flops import batch_flops
+from pretrain.titan.telemetry import Telemetry
 from pretrain.titan.train_spec import train_spec
 from pretrain.titan.weights import export, initialise, load_parent
 from pretrain.titan.window import StepResult, Window
@@ -41,8 +45,18 @@ from pretrain.types import AUDIO_CHANNELS, AUDIO_TOKENS_PER_S, Task, cache_flags
 MetricsSink = Callable[[dict[str, Any], int], None]
 
 
+class _MicroBatch(NamedTuple):
+    task: Task
+    tokens: int
+    flops: int
+    corrupted: Corrupted  # on the device
+
+
 class PretrainTrainer(Trainer):
     """Trains one stage; `log(metrics, step)` gets a row every `log_every` steps, on every rank."""
+
+    checkpointer: Checkpoints
+    frozen = False  # the weights get no gradient, an adapter does
 
     def __init__(self, run: StageRun, sets: dict[str, SampleSet], log: MetricsSink) -> None:
         config = run.config
@@ -65,6 +79,8 @@ class PretrainTrainer(Trainer):
         )
         self.noise_seed = stable_hash(config.seed, run.stage, "noise")
         self.window = Window()
+        self.telemetry = Telemetry(self.metrics_processor, self.device, config.monitor.peak_tflops)
+        self.profiler = StepProfiler(config.monitor, run.out, dist.get_rank())
         self.clips_seen = 0  # up to the last step, counted on the rank that logs
         self.stop_requested = self.stopping = False
 
@@ -116,16 +132,25 @@ class PretrainTrainer(Trainer):
         self.checkpointer.load(step=-1)
         return self.step
 
+    def write_seed(self) -> None:
+        """Write the state of step 0, unless the training has begun, and end it before its next step."""
+        if not self.step:
+            self.checkpointer.save(0, last_step=True)
+        self.stopping = True
+
     def train(self, after_step: Callable[[int], None] = lambda step: None) -> None:
         """Steps until the stage's end or a signal; saves at intervals and at the end. Raises OSError."""
         assert self.dataloader is not None
         batches = self.batch_generator(self.dataloader)
         while self.should_continue_training():
             self.step += 1
+            self.profiler.before(self.step)
             self.gc_handler.run(self.step)
             self.train_step(batches)
             self._save(last=self.finished or self.stopping)
+            self.profiler.after(self.step)
             after_step(self.step)
+        self.profiler.close()
 
     def should_continue_training(self) -> bool:
         return not (self.finished or self.stopping)
@@ -138,15 +163,16 @@ class PretrainTrainer(Trainer):
         micro_batches = [
             self._corrupted(*next(data_iterator)) for _ in range(self.gradient_accumulation_steps)
         ]
-        counts = [torch.stack(element_counts(corrupted)) for _, _, corrupted in micro_batches]
-        tokens = sum(tokens for _, tokens, _ in micro_batches)
+        data_s, prepared = self.telemetry.waited(), time.perf_counter()
+        counts = [torch.stack(element_counts(batch.corrupted)) for batch in micro_batches]
+        tokens = sum(batch.tokens for batch in micro_batches)
         flags = torch.tensor([tokens, float(self.stop_requested)], dtype=torch.float64)
         totals = self._summed(torch.cat([torch.stack(counts).sum(0), sent(flags, self.device)])).cpu()
         video_count, audio_count, tokens, stop = totals.tolist()
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for _, _, corrupted in micro_batches:
+        for batch in micro_batches:
             sums += self.forward_backward_step(
-                input_dict=corrupted, labels=None, global_valid_tokens=totals[:2]
+                input_dict=batch.corrupted, labels=None, global_valid_tokens=totals[:2]
             )
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
         grad_norm = dist_utils.clip_grad_norm_(
@@ -154,7 +180,7 @@ class PretrainTrainer(Trainer):
         ).item()
         video, audio = self._summed(sums).tolist()
         result = StepResult(
-            micro_batches[0][0],
+            micro_batches[0].task,
             video / video_count if video_count else None,
             audio / audio_count if audio_count else None,
             self.run.config.objective.audio_weight,
@@ -163,19 +189,27 @@ class PretrainTrainer(Trainer):
             start,
             self.run.config.objective.video_weight,
             audio_count / AUDIO_CHANNELS / AUDIO_TOKENS_PER_S,
+            data_s=data_s,
+            prepare_s=prepared - start - data_s,
+            flops=sum(batch.flops for batch in micro_batches) / self.run.config.parallel.context,
         )
         self._apply(result)
         self.clips_seen += self.clips_of_step(self.step)
         self.stopping = stop > 0
         self.window.add(result, time.perf_counter())
         if self.step % self.run.config.log_every == 0 or self.step == 1 or self.finished or self.stopping:
-            skipped = {
-                "skipped_nonfinite": self.guard.skipped_nonfinite,
-                "skipped_spikes": self.guard.skipped_spikes,
-            }
-            seen = {CLIPS_SEEN: self.clips_seen}
-            extra = self.extra_row()
-            self.log({**self.window.summary(), "lr": lr, **skipped, **seen, **extra}, self.step)
+            self.log({**self._row(), "lr": lr, **self.extra_row()}, self.step)
+
+    def _row(self) -> dict[str, Any]:
+        """What the steps since the last row came to; all ranks call it."""
+        row, seconds = self.window.summary(dist.get_world_size()), self.window.seconds
+        times = self.checkpointer.times.take()
+        row |= self.telemetry.row(self.window.take(), seconds, times.stopped_s) | times.row()
+        skipped = {
+            "skipped_nonfinite": self.guard.skipped_nonfinite,
+            "skipped_spikes": self.guard.skipped_spikes,
+        }
+        return {**row, **skipped, CLIPS_SEEN: self.clips_seen}
 
     def forward_backward_step(
         self, *, input_dict: Corrupted, labels: None, global_valid_tokens: Tensor
@@ -189,11 +223,12 @@ class PretrainTrainer(Trainer):
             sums.loss(video_count, audio_count, weights.audio_weight, weights.video_weight).backward()
         return torch.stack([sums.video, sums.audio]).detach().double()
 
-    def _corrupted(self, batch: CollatedBatch, labels: Tensor) -> tuple[Task, int, Corrupted]:
+    def _corrupted(self, batch: CollatedBatch, labels: Tensor) -> _MicroBatch:
         clean = to_av_batch(batch)
         corrupted = corrupt(clean, self.objective, self.noise_seed)
         cache_flags(corrupted.video, corrupted.audio, corrupted.conditioning)
-        return clean.task, labels.numel(), corrupted.to(self.device)
+        flops = batch_flops(flavor(self.run.config.flavor), corrupted, self.frozen)
+        return _MicroBatch(clean.task, labels.numel(), flops, corrupted.to(self.device))
 
     def _apply(self, result: StepResult) -> None:
         if self.guard.take(result.loss, result.grad_norm, self.step):

@@ -1,0 +1,73 @@
+"""What a data set and a training cost: hours of encoding, storage, GPU hours and money, from stated rates."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pretrain.model.args import ModelArgs
+from pretrain.model.flops import ClipShape
+from pretrain.model.plan_sizes import sizes_of
+from pretrain.recipe import PretrainConfig
+from pretrain.types import SPEAKER_DIM
+
+HOUR_S, DAY_H = 3600, 24
+TB = 1e12
+_STATE_BYTES, _EMA_BYTES = 12, 4  # of a parameter: fp32 weights and both moments; the average
+
+
+def plan_costs(
+    args: ModelArgs,
+    clip: ClipShape,
+    pixels: int,
+    config: PretrainConfig,
+    gpus: int,
+    days: float,
+    *,
+    clips: int,
+    price: float,
+    encode_pixels_per_s: float,
+    latent_bytes: int,
+) -> dict[str, Any]:
+    """Of `clips` clips of `pixels` (frames x height x width) each and a training of `days` on `gpus`.
+
+    price: of one GPU for an hour, in any currency. encode_pixels_per_s: of one GPU's video encoder; 0 = not
+    known, and then so are the hours of encoding. latent_bytes: of one latent value. Raises ValueError for
+    numbers out of range.
+    """
+    if clips < 1 or not 0 <= price < math.inf or not 0 <= encode_pixels_per_s < math.inf:
+        raise ValueError(
+            "--clips must be at least 1, --price and --encode-pixels-per-s not negative, got "
+            f"{clips}, {price:g}, {encode_pixels_per_s:g}"
+        )
+    drawn = sum(stage.steps for stage in config.stages.values()) * config.global_batch_size
+    encoding = clips * pixels / encode_pixels_per_s / HOUR_S if encode_pixels_per_s else None
+    training = days * DAY_H * gpus
+    per_clip = clip_bytes(args, clip, latent_bytes)
+    parameters = sizes_of(args).total
+    state = parameters * (_STATE_BYTES + (_EMA_BYTES if config.ema_decay > 0 else 0))
+    hours = training + (encoding or 0.0)
+    return {
+        "clips": clips,
+        "times_each_clip_is_seen": drawn / clips,
+        "encode_pixels_per_s": encode_pixels_per_s or None,
+        "gpu_hours": {"encoding": encoding, "training": training, "total": hours},
+        "encoding_hours_on_all_gpus": None if encoding is None else encoding / gpus,
+        "storage_tb": {
+            "latents": clips * per_clip / TB,
+            # the newest ones, and one that is being written
+            "training_states": state * (config.checkpoint.keep_last + 1) / TB,
+        },
+        "bytes_per_clip": per_clip,
+        "price_per_gpu_hour": price,
+        "cost": hours * price,
+        "cost_leaves_out": [] if encode_pixels_per_s else ["encoding"],
+    }
+
+
+def clip_bytes(args: ModelArgs, clip: ClipShape, latent_bytes: int) -> int:
+    """Encoded: latents of both modalities, the text's states (fp16) at full length, one voice; an upper
+    bound."""
+    video = clip.video * args.video_channels * args.patch_size**2
+    audio = clip.audio * args.audio_channels
+    return latent_bytes * (video + audio) + 2 * clip.context * args.text_width + 4 * SPEAKER_DIM

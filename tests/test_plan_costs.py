@@ -1,0 +1,111 @@
+"""`nava plan --clips N --price P` and what a launch names: closed forms, and files that are there or not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from titan_world import config, write_latents
+
+from experiments.cli import main
+from experiments.jobs.named import missing
+from experiments.jobs.request import Request
+from pretrain.data.stream.sample import Sample, pack
+from pretrain.model.flavors import flavor
+from pretrain.model.flops import ClipShape
+from pretrain.model.plan import clip_shape
+from pretrain.model.plan_sizes import sizes_of
+from pretrain.plan_costs import clip_bytes, plan_costs
+from pretrain.recipe import CheckpointConfig, PretrainConfig
+
+ARGS = flavor("debug")
+CLIP = ClipShape(video=12, audio=10, context=9)
+
+
+def costs(**changes) -> dict:
+    rates = {"clips": 240, "price": 2.5, "encode_pixels_per_s": 1000.0, "latent_bytes": 2, **changes}
+    recipe = config(steps=60, checkpoint=CheckpointConfig(keep_last=2))
+    return plan_costs(ARGS, CLIP, 36_000, recipe, 4, 0.5, **rates)
+
+
+def test_hours_storage_and_money_in_closed_form():
+    found = costs()
+    assert found["gpu_hours"] == pytest.approx({"encoding": 2.4, "training": 48.0, "total": 50.4})
+    assert found["encoding_hours_on_all_gpus"] == pytest.approx(0.6)
+    assert found["cost"] == pytest.approx(126.0) and found["times_each_clip_is_seen"] == 1.0
+    assert found["storage_tb"]["latents"] == pytest.approx(240 * found["bytes_per_clip"] / 1e12)
+    assert found["storage_tb"]["training_states"] == pytest.approx(3 * 16 * sizes_of(ARGS).total / 1e12)
+    assert found["cost_leaves_out"] == []
+
+
+def test_an_encoder_of_unknown_speed_is_left_out_and_said():
+    found = costs(encode_pixels_per_s=0.0)
+    assert found["gpu_hours"]["encoding"] is None and found["cost"] == pytest.approx(120.0)
+    assert found["cost_leaves_out"] == ["encoding"]
+
+
+@pytest.mark.parametrize("wrong", [{"clips": 0}, {"price": -1.0}, {"encode_pixels_per_s": float("inf")}])
+def test_numbers_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"^--clips must be[^\n]*$"):
+        costs(**wrong)
+
+
+def test_the_bytes_of_a_clip_are_those_that_the_encoder_packs():
+    clip = clip_shape(ARGS, 25, 64, 96, 24.0, 9)
+    latents = clip.video * 4
+    video, audio = torch.zeros(48, latents // (4 * 6), 4, 6), torch.zeros(128, clip.audio)
+    text = torch.zeros(9, ARGS.text_width)
+    sample = Sample("a", video, audio, 6.0, text, torch.arange(1), torch.zeros(1, 192))
+    packed = pack(sample, "bfloat16")
+    stored = sum(tensor.nbytes for name, tensor in packed.items() if "position" not in name)
+    assert clip_bytes(ARGS, clip, 2) == pytest.approx(stored, rel=0.02)
+
+
+def test_the_plan_of_a_recipe_has_costs_and_a_flavor_has_none(capsys):
+    asked = ["plan", "nava_6b", "--gpus", "128", "--clips", "1000000", "--price", "2", "--json"]
+    main(asked)
+    found = json.loads(capsys.readouterr().out)
+    assert found["costs"]["cost"] == pytest.approx(2 * 128 * 24 * found["time"]["total"]["days"])
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "debug", "--clips", "10"])
+    assert ended.value.code == 2 and "give a recipe" in capsys.readouterr().err
+
+
+def request(**changes) -> Request:
+    return Request(recipe="mini", **changes)
+
+
+def test_what_a_launch_names_and_is_not_there_is_listed(tmp_path: Path):
+    recipe = config(latents=str(tmp_path / "latents"))
+    named = request(
+        init_from=str(tmp_path / "warm"), workdir=str(tmp_path / "src"), out=str(tmp_path / "a" / "run")
+    )
+    found = missing(named, recipe, elsewhere=False, mounts=f"{tmp_path}/data:/data")
+    assert [line.partition(":")[0] for line in found] == [
+        "--mounts",
+        "--workdir",
+        "--from",
+        "pretrain.latents of stage1",
+        "--out",
+    ]
+    assert missing(named, recipe, elsewhere=True) == [], "paths of pods are not seen from here"
+    write_latents(tmp_path / "latents")
+    for name in ("warm", "src", "a", "data"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "warm" / "config.json").write_text("{}")
+    assert missing(named, recipe, elsewhere=False, mounts=f"{tmp_path}/data:/data") == []
+
+
+def test_what_is_inside_of_a_container_or_a_registry_is_not_looked_for():
+    named = request(init_from="/data/warm", out="/data/a/run")
+    assert missing(named, PretrainConfig(latents="/data/l"), elsewhere=False, mounts="/:/data") == []
+    assert missing(request(init_from="models:/nava@best"), PretrainConfig(), elsewhere=False) == []
+
+
+def test_a_dry_run_ends_with_1_where_something_is_missing(tmp_path, capsys):
+    asked = ["launch", "slurm", "mini", "--gpus-per-node", "2", "--dry-run"]
+    assert main([*asked, "--from", str(tmp_path / "gone")]) == 1
+    told = capsys.readouterr()
+    assert "sbatch" in told.out.lower() and told.err.startswith("missing: --from:")
