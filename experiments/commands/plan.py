@@ -68,7 +68,7 @@ def plan(
     settings: SetOptions = (),
     as_json: JsonFlag = False,
 ) -> None:
-    """Parameters, tokens, FLOPs, memory per GPU by part, the largest batch, what fits where, days of training.
+    """Parameters, tokens, FLOPs, memory per GPU by part, the largest batch, what fits where, days to train.
 
     NAME is a recipe, whose stages (with ./params.yaml if that is for this recipe) give the days and whose
     `generate` section gives the clip, or a flavor of the model at 145 x 704 x 1280. Nothing is allocated.
