@@ -75,8 +75,8 @@ def test_its_section_is_read_strictly_and_survives_json():
         override(made, {"awr": {"temprature": 1.0}})
     with pytest.raises(ValueError, match=r"awr: unknown key"):
         override(AlignConfig(), {"awr": {"temperature": 1.0}})
-    with pytest.raises(ValueError, match=r"'nowhere:Regression': module nowhere is not allowed"):
-        override(AlignConfig(), {"sequence": ["nowhere:Regression"]})
+    with pytest.raises(ValueError, match=r"'never_allowed:Regression': module never_allowed is not allowed"):
+        override(AlignConfig(), {"sequence": ["never_allowed:Regression"]})
     with pytest.raises(ValueError, match=r"awr\.prompts_per_round 4 does not divide into 3"):
         made.check_ranks(3)
 

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import resource
+import signal
 import struct
 import sys
 import threading
@@ -25,6 +26,7 @@ from orchestration.service.limits import MIB, Limits, Refusal
 
 LENGTH = struct.Struct("<I")
 MAX_MESSAGE_BYTES = MIB
+TOO_LONG = 3  # exit code: the file took more of a processor than it may
 SHORT_S, NICER = 0.1, 14  # what takes longer to decode yields to what does not
 COPIES = 4  # a frame is there as decoded, as an array and in the stack of all
 
@@ -57,7 +59,7 @@ def main() -> int:
             _answer(message, sink)
         _, status = os.waitpid(child, 0)
         if status:
-            return 1
+            return TOO_LONG if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU else 1
     return 0
 
 

@@ -21,12 +21,13 @@ from typing import Any
 import numpy as np
 
 from orchestration.service.decode import Decoded, DecodeJob
-from orchestration.service.decode_worker import read_message, write_message
+from orchestration.service.decode_worker import TOO_LONG, read_message, write_message
 from orchestration.service.fair import ANYONE, Caller, FairBytes, FairSlots
 from orchestration.service.limits import MIB, Limits, Refusal
 
 START_SECONDS = 120.0  # on a busy machine
 TRIES = 2
+STARVED = 4  # seconds for each of a processor: what takes long to decode gets little of a busy machine
 NICER = 5
 GUESTS = 1  # a process more, for a token that has none at work while others' files take long
 DTYPES = {"uint8": np.uint8, "float32": np.float32}
@@ -101,17 +102,18 @@ class Decoders:
             try:
                 with _killed_after(START_SECONDS, process):
                     process.wait_until_ready()
-                with _killed_after(self.limits.decode_seconds + 1.0, process):
+                with _killed_after(STARVED * self.limits.decode_seconds + 1.0, process):
                     answer = _answer_of(process.ask(message, self.limits.decoded_bytes))
                 self._start_spare()
                 return answer
             except Refusal:
                 raise
             except Exception:  # whatever a process does that a file may have taken over
-                if process.killed:
+                too_long = process.killed or process.took_too_long()
+                process.kill()
+                if too_long:
                     reason = f"takes more than {self.limits.decode_seconds:g} s to decode"
                     break
-                process.kill()
                 reason = "cannot be decoded; the decoder died of it"
             finally:
                 if process.killed:
@@ -195,6 +197,13 @@ class _Process:
                 raise EOFError
             arrays[entry["name"]] = content.view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
         return header, arrays
+
+    def took_too_long(self) -> bool:
+        """It ended since the file took more of a processor than `decode_seconds`."""
+        try:
+            return self._process.wait(1.0) == TOO_LONG
+        except subprocess.TimeoutExpired:
+            return False
 
     def kill(self) -> None:
         self.killed = True
