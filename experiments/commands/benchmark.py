@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -66,12 +66,13 @@ def verse_bench(
     from experiments.paper import metrics, published
     from experiments.paper.cases import scene_prompt
     from experiments.paper.layouts import read_verse_bench
+    from experiments.paper.run import Benchmark
 
     asked = _Asked(clips, making, rewards, settings, to, out, as_json)
     items = read_verse_bench(folder, asked.there(folder))
     _run(
         partial(
-            _benchmark,
+            Benchmark,
             "Verse-Bench",
             metrics=metrics.VERSE_BENCH,
             paper=published.VERSE_BENCH,
@@ -107,6 +108,7 @@ def seed_tts(
     from experiments.paper import metrics, published
     from experiments.paper.cases import speech_prompt
     from experiments.paper.layouts import read_seed_tts
+    from experiments.paper.run import Benchmark
 
     inside = folder / language / "meta.lst"
     listing = meta or (
@@ -116,7 +118,7 @@ def seed_tts(
     items = read_seed_tts(listing, asked.there(folder))
     _run(
         partial(
-            _benchmark,
+            Benchmark,
             f"Seed-TTS eval, {language}",
             metrics=metrics.seed_tts(language),
             paper=published.SEED_TTS_EN if language == "en" else {},
@@ -154,23 +156,18 @@ def javisbench(
     from experiments.paper import metrics
     from experiments.paper.cases import text_prompt
     from experiments.paper.javisbench import javisbench_file, read_javisbench
+    from experiments.paper.run import Benchmark
 
     asked = _Asked(clips, making, rewards, settings, to, out, as_json)
     items = read_javisbench(javisbench_file(folder, mini), asked.there(folder))
     name = "JavisBench-mini" if mini else "JavisBench"
     _run(
-        partial(_benchmark, name, metrics=metrics.JAVISBENCH, paper={}),
+        partial(Benchmark, name, metrics=metrics.JAVISBENCH, paper={}),
         items,
         folder,
         asked,
         lambda fps, seconds: text_prompt,
     )
-
-
-def _benchmark(name: str, items: Sequence[BenchItem], **more: Any) -> Benchmark:
-    from experiments.paper.run import Benchmark
-
-    return Benchmark(name, items, **more)
 
 
 @dataclass(frozen=True)

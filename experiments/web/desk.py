@@ -11,7 +11,7 @@ from typing import Any
 from experiments.generation_client import ENDED, Job, Refused
 from experiments.web.form import PageForm, check_sides
 from experiments.web.scores import PageScorer, ShownScore, as_json
-from experiments.web.services import ModelSide, PageServices
+from experiments.web.services import ModelSide, PageServices, label_of
 from experiments.web.store import PageStore
 from experiments.web.votes import VoteClip, VotePair, WrittenSets, add_to_vote, vote_name
 from pretrain.config import one_line
@@ -105,7 +105,7 @@ class PageDesk:
 
     def one(self, service: str, job: Mapping[str, Any]) -> SeenClip:
         """A job of the history."""
-        label = self.store.asked(job["id"]).get("label") or label_of(service, job)
+        label = self.store.asked(job["id"]).get("label") or label_of_job(service, job)
         return self._seen({"label": label, "service": service, "id": job["id"], "seed": job["seed"]})
 
     def _seen(self, clip: Mapping[str, Any]) -> SeenClip:
@@ -196,13 +196,9 @@ class PageDesk:
         return add_to_vote(self.store.root / "votes" / name, found)
 
 
-def label_of(service: str, job: Mapping[str, Any]) -> str:
-    """Of what made a job, as the service tells it; as `ModelSide.label` for one adapter or none."""
-    adapters = [
-        f"+{name}" + (f"@{scale:g}" if scale != 1.0 else "")
-        for name, scale in (job.get("adapters") or {}).items()
-    ]
-    return f"{service}{'.' if service else ''}{job['model']}{''.join(adapters)}"
+def label_of_job(service: str, job: Mapping[str, Any]) -> str:
+    """Of what made a job, as the service tells it."""
+    return label_of(service, job["model"], job.get("adapters") or {})
 
 
 def _vote_clip(clip: SeenClip) -> VoteClip:

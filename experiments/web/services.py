@@ -39,14 +39,18 @@ class ModelSide:
     @property
     def label(self) -> str:
         """Fit for a folder and for the name of a model in votes."""
-        added = f"+{self.adapter}" if self.adapter else ""
-        scaled = f"@{self.scale:g}" if self.adapter and self.scale != 1.0 else ""
-        return f"{self.service}{'.' if self.service else ''}{self.model}{added}{scaled}"
+        return label_of(self.service, self.model, self.adapters)
 
     @property
     def adapters(self) -> dict[str, float]:
         """As a request has them."""
         return {self.adapter: self.scale} if self.adapter else {}
+
+
+def label_of(service: str, model: str, adapters: Mapping[str, float]) -> str:
+    """SERVICE.MODEL+ADAPTER@SCALE, without what is not there and without a scale of 1."""
+    added = [f"+{name}" + (f"@{scale:g}" if scale != 1.0 else "") for name, scale in adapters.items()]
+    return f"{service}{'.' if service else ''}{model}{''.join(added)}"
 
 
 @dataclass

@@ -82,27 +82,23 @@ class PageStore:
 
     def note(self, id: str, asked: Mapping[str, Any]) -> None:
         """What the service does not tell again of a job: its files, and the boxes of faces."""
-        content = json.dumps(asked, indent=2, ensure_ascii=False) + "\n"
-        write_private(self._asked(id), content.encode())
+        write_private(self._asked(id), _as_json(asked))
 
     def asked(self, id: str) -> dict[str, Any]:
         """{} for a job that was not made on this page."""
-        path = self._asked(id)
-        return read_json(path, "remove it") if path.is_file() else {}
+        return _read(self._asked(id))
 
     def keep_comparison(self, comparison: Mapping[str, Any]) -> str:
         """Its key, by which a browser finds it again after the page or the server was closed."""
         key = secrets.token_hex(16)
-        content = json.dumps(comparison, indent=2, ensure_ascii=False) + "\n"
-        write_private(self.root / "comparisons" / f"{key}.json", content.encode())
+        write_private(self.root / "comparisons" / f"{key}.json", _as_json(comparison))
         return key
 
     def comparison(self, key: Any) -> dict[str, Any]:
         """{} where there is none."""
         if not isinstance(key, str) or not _ID.fullmatch(key):
             return {}
-        path = self.root / "comparisons" / f"{key}.json"
-        return read_json(path, "remove it") if path.is_file() else {}
+        return _read(self.root / "comparisons" / f"{key}.json")
 
     def clip(self, job: Mapping[str, Any]) -> dict[str, Path]:
         """Files by variant (video, audio), as far as they are here whole."""
@@ -138,9 +134,9 @@ class PageStore:
     def write_lineage(self, job: Mapping[str, Any], server: str, scores: Any) -> Path:
         """ID.json beside the clip."""
         path = self._clip(str(job["id"]), "video").with_suffix(".json")
-        content = json.dumps(self.lineage(job, server, scores), indent=2, ensure_ascii=False) + "\n"
-        if not path.is_file() or path.read_text(encoding="utf-8") != content:
-            write_private(path, content.encode())
+        content = _as_json(self.lineage(job, server, scores))
+        if not path.is_file() or path.read_bytes() != content:
+            write_private(path, content)
         return path
 
     def forget(self, id: str) -> None:
@@ -167,6 +163,15 @@ class PageStore:
 
     def _asked(self, id: str) -> Path:
         return self.root / "asked" / f"{_checked(id)}.json"
+
+
+def _as_json(values: Mapping[str, Any]) -> bytes:
+    return f"{json.dumps(values, indent=2, ensure_ascii=False)}\n".encode()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """{} where nothing was kept."""
+    return read_json(path, "remove it") if path.is_file() else {}
 
 
 def _marks(video: Path) -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from experiments.web.desk import SeenClip, label_of
+from experiments.web.desk import SeenClip, label_of_job
 from experiments.web.scores import ShownScore, told
 from experiments.web.votes import WrittenSets
 
@@ -162,7 +162,13 @@ def history_row(service: str, job: Mapping[str, Any]) -> list[str]:
     """Cells of a job: HISTORY_COLUMNS."""
     words = " ".join(str(job["prompt"]).split())
     status = f"gone ({job['expired']})" if job.get("expired") else str(job["status"]).replace("_", " ")
-    return [when(job), status, label_of(service, job), str(job["seed"]), words[:90] + "…" * (len(words) > 90)]
+    return [
+        when(job),
+        status,
+        label_of_job(service, job),
+        str(job["seed"]),
+        words[:90] + "…" * (len(words) > 90),
+    ]
 
 
 def vote_html(sets: WrittenSets) -> str:
