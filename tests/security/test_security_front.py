@@ -1,5 +1,6 @@
 """Limits of the service that hold before authentication: each attack on the front, over real sockets."""
 
+import gc
 import json
 import threading
 import time
@@ -20,6 +21,7 @@ from front_world import (
     wait_for,
 )
 
+from orchestration.service.front.wire import Wire
 from orchestration.service.limits import Limits
 
 pytestmark = pytest.mark.security
@@ -254,3 +256,17 @@ def test_a_service_that_is_down_is_told():
         assert exchange(port, request("/healthz", method="GET", token=""))[0] == 503
         status, _, body = exchange(port, request())
         assert status == 503 and json.loads(body)["fault"] == "service"
+
+
+@pytest.mark.parametrize("token", ["", TOKEN], ids=["no token", "no application"])
+def test_refused_requests_keep_no_memory(token):
+    """Wires that are alive after many refusals: an instance raised twice would keep those of the first time."""
+
+    def wires() -> int:
+        gc.collect()
+        return sum(isinstance(found, Wire) for found in gc.get_objects())
+
+    with front_of(9, SMALL) as (port, _):
+        for _ in range(20):
+            assert exchange(port, request(body=b"x" * 1000, token=token))[0] == (503 if token else 401)
+        assert wait_for(lambda: wires() <= 2)

@@ -15,7 +15,6 @@ from orchestration.service.gate_paths import SCOPE_OF
 from orchestration.service.limits import Limits, Refusal
 
 LOOK_EVERY_S = 0.5
-UNKNOWN = Refusal(401, "token: missing or wrong; send Authorization: Bearer TOKEN")
 
 
 class Callers:
@@ -38,7 +37,8 @@ class Callers:
         presented = digest_of(token.strip()) if scheme.lower() == b"bearer" and token.strip() else b""
         found = matching((self._own, *self._named), presented)
         if found is None:
-            raise UNKNOWN
+            # made anew: a raised instance keeps the frames of each time that it was raised
+            raise Refusal(401, "token: missing or wrong; send Authorization: Bearer TOKEN")
         return found
 
     @contextmanager

@@ -26,8 +26,10 @@ PASSED_BACK = (
     *(b"content-range", b"accept-ranges", b"content-disposition", b"etag", b"idempotency-replayed"),
 )
 SPARE_SECONDS = 60.0  # besides what the application itself may take
-DOWN = Refusal(503, "service: not ready; try again", "service", retry_after_s=2)
-LOST = Refusal(502, "service: lost while it answered; try again", "service", retry_after_s=2)
+
+
+def not_ready() -> Refusal:
+    return Refusal(503, "service: not ready; try again", "service", retry_after_s=2)
 
 
 @asynccontextmanager
@@ -40,7 +42,7 @@ async def backend(config: FrontConfig) -> AsyncIterator[Wire]:
             async with asyncio.timeout(5.0):
                 await asyncio.get_running_loop().sock_connect(sock, (HOST, config.backend_port))
         except (OSError, TimeoutError):
-            raise DOWN from None
+            raise not_ready() from None
         yield Wire(sock, h11.CLIENT, config.limits.header_bytes)
     finally:
         sock.close()
@@ -61,7 +63,9 @@ async def forward(
         except TimeoutError:
             raise Refusal(504, "service: no answer in time; try again", "service", retry_after_s=5) from None
         except (Gone, h11.ProtocolError):
-            raise LOST from None
+            raise Refusal(
+                502, "service: lost while it answered; try again", "service", retry_after_s=2
+            ) from None
         record.status = response.status_code
         try:
             async with asyncio.timeout(limits.answer_seconds):

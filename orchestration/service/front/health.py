@@ -8,7 +8,7 @@ import time
 import h11
 
 from orchestration.service.front.config import FrontConfig
-from orchestration.service.front.forward import HOST, backend
+from orchestration.service.front.forward import HOST, backend, not_ready
 from orchestration.service.front.wire import Gone
 from orchestration.service.gate_paths import HEALTH
 from orchestration.service.limits import Refusal
@@ -34,7 +34,7 @@ class Health:
             async with asyncio.timeout(PATIENCE_S):
                 return await self._response()
         except (Gone, h11.ProtocolError, TimeoutError, Refusal):
-            down = Refusal(503, "service: not ready; try again", "service", retry_after_s=2)
+            down = not_ready()
             return down.status, down.headers(), down.content(self.config.errors)
         finally:
             self._asked = time.monotonic()
