@@ -260,7 +260,7 @@ def test_a_service_that_is_down_is_told():
 
 @pytest.mark.parametrize("token", ["", TOKEN], ids=["no token", "no application"])
 def test_refused_requests_keep_no_memory(token):
-    """Wires that are alive after many refusals: an instance raised twice would keep those of the first time."""
+    """Wires that are alive after many refusals: one instance raised twice keeps those of the first time."""
 
     def wires() -> int:
         gc.collect()
