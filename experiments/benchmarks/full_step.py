@@ -1,9 +1,10 @@
 """One whole model on one device: `python -m experiments.benchmarks.full_step --out FILE` (on a GPU; `--flavor
 mini` anywhere).
 
-A training step by the real trainer (torchtitan, FSDP2, AdamW; no average, full checkpointing), a LoRA step on
-the frozen model in bf16, and one generation step, on random clips of one size: seconds, tokens/s, model
-FLOPs' share of the peak matmul throughput, peak memory.
+A training step by the real trainer (torchtitan, FSDP2, AdamW; no average), a LoRA step on the frozen model in
+bf16 and in int8, sharded as `nava finetune` shards it, and one generation step, on random clips of one size:
+seconds, tokens/s, model FLOPs' share of the peak matmul throughput, and peak memory beside what `nava plan`
+says.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ import resource
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from experiments.benchmarks.harness import (
     Row,
@@ -40,18 +44,28 @@ from experiments.benchmarks.random_model import (
     random_clip,
     random_model,
 )
-from finetune.lora import LoraConfig, inject
+from finetune.lora import DEFAULT, LoraConfig, inject
 from pretrain.data.stream.sample import Sample
 from pretrain.dry_run import one_step
 from pretrain.launch.stage_run import StageRun
+from pretrain.memory_meter import MemoryMeter, tensors_of
+from pretrain.model import scaled_attention
 from pretrain.model.flavors import flavor
 from pretrain.model.flops import ClipShape, forward_flops, frozen_training_flops, training_flops
 from pretrain.model.plan import clip_shape
+from pretrain.model.plan_memory import Checkpointing, Setup, memory_parts
+from pretrain.model.plan_sizes import Base
 from pretrain.objective import ObjectiveConfig, corrupt, velocity_loss
 from pretrain.recipe import ParallelConfig, PretrainConfig
-from pretrain.types import Task
+from pretrain.types import Task, cache_flags
 
-COLUMNS = {"s": "seconds.low", "of the peak": "share_of_ceiling", "peak memory GiB": "peak_memory_gib"}
+GIB = 2**30
+COLUMNS = {
+    "s": "seconds.low",
+    "of the peak": "share_of_ceiling",
+    "peak GiB": "memory.measured_gib",
+    "plan GiB": "memory.planned_gib",
+}
 
 
 @dataclass(frozen=True)
@@ -64,10 +78,15 @@ class ModelStep:
     width: int
     compiled: bool
     device: torch.device
+    checkpointing: Checkpointing = "full"
 
     @property
     def shape(self) -> ClipShape:
         return clip_shape(flavor(self.flavor), self.frames, self.height, self.width)
+
+    @property
+    def parallel(self) -> ParallelConfig:
+        return ParallelConfig(activation_checkpointing=self.checkpointing, compile_blocks=self.compiled)
 
     def clip(self) -> Sample:
         return random_clip(
@@ -75,106 +94,186 @@ class ModelStep:
         )
 
 
-def train(step: ModelStep, repeats: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Work:
+    """A step that can be taken again and again, and its model FLOPs."""
+
+    take: Callable[[], object]
+    flop: int
+    states: Callable[[], list[Tensor]]  # what lives from step to step
+    trained_parameters: int = 0
+
+
+class Taken(NamedTuple):
+    """Seconds of each step, and the bytes of tensors at the peak of one."""
+
+    seconds: list[float]
+    peak_bytes: int
+
+
+@contextmanager
+def train(step: ModelStep, repeats: int) -> Iterator[Work]:
     """Steps of the trainer itself."""
     from pretrain.data.stream.loader import SampleSet
     from pretrain.titan.trainer import PretrainTrainer
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-    parallel = ParallelConfig(activation_checkpointing="full")
-    config = one_step(PretrainConfig(flavor=step.flavor, ema_decay=0.0, parallel=parallel), 1)
-    stage = replace(config.stage("stage1"), steps=repeats + 2)
-    parallel = replace(parallel, compile_blocks=step.compiled)
-    config = replace(config, parallel=parallel, stages={"stage1": stage})
-    with tempfile.TemporaryDirectory() as folder:
+    config = one_step(PretrainConfig(flavor=step.flavor, ema_decay=0.0, parallel=step.parallel), 1)
+    stage = replace(config.stage("stage1"), steps=repeats + 3)  # the first, those that count, one for memory
+    config = replace(config, parallel=step.parallel, stages={"stage1": stage})
+    with tempfile.TemporaryDirectory() as folder, _one_rank():
         run = StageRun(config=config, stage="stage1", latents=Path(folder), out=Path(folder))
         trainer = PretrainTrainer(run, {"dry": SampleSet("dry", [step.clip()])}, lambda metrics, step: None)
         assert trainer.dataloader is not None
         batches = trainer.batch_generator(trainer.dataloader)
 
-        def work() -> None:
+        def take() -> None:
             trainer.step += 1
             trainer.train_step(batches)
 
-        seconds = repeated(work, repeats, step.device)
-        trainer.close()
-    return {"flop": training_flops(flavor(step.flavor), step.shape), "seconds": seconds}
+        flop = training_flops(flavor(step.flavor), step.shape)
+        try:
+            yield Work(take, flop, lambda: tensors_of(trainer.model, next(iter(trainer.optimizers))))
+        finally:
+            trainer.close()
 
 
-def lora(step: ModelStep, repeats: int) -> dict[str, Any]:
-    """Forward, backward and AdamW of an adapter's weights on the frozen bf16 model, whole blocks
-    recomputed."""
-    model = inject(random_model(flavor(step.flavor), torch.bfloat16, step.device).eval(), LoraConfig())
-    for group in model.block_groups():
-        for index, block in enumerate(group):
-            group[index] = checkpoint_wrapper(block, preserve_rng_state=False)
-    if step.compiled:
-        compile_blocks(model)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer, objective = torch.optim.AdamW(trained, lr=1e-4), ObjectiveConfig()
-    corrupted = corrupt(random_batch(step.clip(), 1, Task.T2AV, step.device), objective, 0)
+@contextmanager
+def lora(step: ModelStep, repeats: int, base: Base = "bf16") -> Iterator[Work]:
+    """Forward, backward and AdamW of an adapter's weights on the frozen model."""
+    from pretrain.titan.ranks import join, shard
 
-    def work() -> None:
-        optimizer.zero_grad()
-        sums = velocity_loss(model(corrupted.video, corrupted.audio, corrupted.conditioning), corrupted)
-        sums.loss(sums.video_count, sums.audio_count, objective.audio_weight).backward()
-        optimizer.step()
+    config = LoraConfig(base=base)
+    with _one_rank():
+        model = inject(
+            random_model(flavor(step.flavor), torch.bfloat16, step.device).eval(), config, (DEFAULT,)
+        )
+        shard(model, join(), True, step.parallel)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer, objective = torch.optim.AdamW(trained, lr=1e-4), ObjectiveConfig()
+        corrupted = corrupt(random_batch(step.clip(), 1, Task.T2AV, step.device), objective, 0)
 
-    flop = frozen_training_flops(flavor(step.flavor), step.shape)
-    adapters = sum(parameter.numel() for parameter in trained)
-    return {
-        "flop": flop,
-        "seconds": repeated(work, repeats, step.device),
-        "trained_parameters": adapters,
-    }
+        def take() -> None:
+            optimizer.zero_grad()
+            sums = velocity_loss(model(corrupted.video, corrupted.audio, corrupted.conditioning), corrupted)
+            sums.loss(sums.video_count, sums.audio_count, objective.audio_weight).backward()
+            optimizer.step()
+
+        flop = frozen_training_flops(flavor(step.flavor), step.shape)
+        adapters = sum(parameter.numel() for parameter in trained)
+        yield Work(take, flop, lambda: tensors_of(model, optimizer), adapters)
 
 
-def generate(step: ModelStep, repeats: int) -> dict[str, Any]:
+@contextmanager
+def generate(step: ModelStep, repeats: int) -> Iterator[Work]:
     """One forward of one clip; guidance costs as many more as it has directions."""
     model = random_model(flavor(step.flavor), torch.bfloat16, step.device).eval()
     if step.compiled:
         compile_blocks(model)
     corrupted = corrupt(random_batch(step.clip(), 1, Task.T2AV, step.device), ObjectiveConfig(), 0)
+    cache_flags(corrupted.video, corrupted.audio, corrupted.conditioning)
 
     @torch.no_grad()
-    def work() -> Tensor | None:
+    def take() -> Tensor | None:
         return model(corrupted.video, corrupted.audio, corrupted.conditioning).video
 
-    flop = forward_flops(flavor(step.flavor), step.shape)
-    return {"flop": flop, "seconds": repeated(work, repeats, step.device)}
+    yield Work(take, forward_flops(flavor(step.flavor), step.shape), lambda: tensors_of(model))
 
 
-PARTS: dict[str, Callable[[ModelStep, int], dict[str, Any]]] = {
+PARTS: dict[str, Callable[[ModelStep, int], AbstractContextManager[Work]]] = {
     "train": train,
     "lora": lora,
+    "lora_int8": partial(lora, base="int8"),
     "generate": generate,
 }
 
 
+def setup_of(part: str, step: ModelStep) -> Setup:
+    """What the plan is asked for a part of PARTS."""
+    if part == "generate":
+        return Setup(work="generate", base="bf16")
+    common: dict[str, Any] = {"ema": False, "micro_batches": 1, "checkpointing": step.checkpointing}
+    if part == "train":
+        return Setup(**common)
+    base: Base = "int8" if part == "lora_int8" else "bf16"
+    return Setup(work="lora", base=base, rank=LoraConfig().rank, **common)
+
+
+@contextmanager
+def _one_rank() -> Iterator[None]:
+    """This process is the only rank; the process group that is made inside ends with it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    with mock.patch.dict(os.environ, {**rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}):
+        try:
+            yield
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+
+
+def taken(work: Work, repeats: int, device: torch.device) -> Taken:
+    """Steps after one that does not count; on a CPU, whose allocator does not say, memory by one more."""
+    work.take()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        seconds = repeated(work.take, repeats, device, warm_up=False)
+        return Taken(seconds, torch.cuda.max_memory_allocated(device))
+    seconds = repeated(work.take, repeats, device, warm_up=False)
+    with _flash_attention(), MemoryMeter(work.states()) as meter:
+        work.take()
+    return Taken(seconds, meter.peak)
+
+
+@contextmanager
+def _flash_attention() -> Iterator[None]:
+    """As on a GPU: no scores are kept."""
+    limits = {"CPU_BF16_SCORES": 0, "CPU_FP32_SCORES": 0}
+    with mock.patch.multiple(scaled_attention, **limits):
+        yield
+
+
+def against_plan(step: ModelStep, part: str, peak_bytes: int) -> dict[str, float]:
+    """GiB of tensors at the peak, measured and planned; the plan's allowance for what is no tensor is left
+    out."""
+    setup = replace(setup_of(part, step), on_cpu=step.device.type == "cpu")
+    parts = memory_parts(flavor(step.flavor), step.shape, setup)
+    planned = sum(size for name, size in parts.items() if name != "allowance")
+    return {
+        "measured_gib": float(f"{peak_bytes / GIB:.4g}"),
+        "planned_gib": float(f"{planned / GIB:.4g}"),
+        "measured_over_planned": round(peak_bytes / planned, 3),
+    }
+
+
 def measure(step: ModelStep, parts: Sequence[str], repeats: int, peak_flops: float) -> Iterator[Row]:
-    """JSON of each part. Peak memory is the part's own; on a CPU it is the process's so far."""
+    """JSON of each part. Peak memory is the part's own, of tensors; on a CPU the process's so far beside
+    it."""
     tokens = step.shape.video + step.shape.audio
     for part in parts:
-        found = PARTS[part](step, repeats)
-        flop, seconds = found.pop("flop"), found.pop("seconds")
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        with PARTS[part](step, repeats) as work:
+            seconds, peak_bytes = taken(work, repeats, step.device)
+            flop, trained = work.flop, work.trained_parameters
+            memory = against_plan(step, part, peak_bytes)
+        del work
         gc.collect()
+        held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         if step.device.type == "cuda":
-            memory = torch.cuda.max_memory_allocated(step.device)
+            held = torch.cuda.max_memory_reserved(step.device)
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(step.device)
         yield (
             part,
             {
-                **found,
+                **({"trained_parameters": trained} if trained else {}),
                 "seconds": summary(seconds),
                 "tokens_per_s": round(tokens / min(seconds), 1),
                 "tflop": round(flop / 1e12, 4),
                 "share_of_ceiling": round(flop / min(seconds) / peak_flops, 3),
-                "peak_memory_gib": round(memory / 2**30, 2),
+                "memory": memory,
+                "process_gib": round(held / GIB, 2),
             },
         )
 

@@ -9,7 +9,7 @@ import importlib.metadata
 import operator
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +116,12 @@ def summary(seconds: list[float]) -> dict[str, Any]:
     return {**{name: float(f"{value:.4g}") for name, value in found.items()}, "n": len(seconds)}
 
 
-def peak_matmul_flops(dtype: torch.dtype, device: torch.device, tries: int = 4) -> float:
-    """FLOP/s of the fastest square matrix product found, over a few sizes."""
+def peak_matmul_flops(
+    dtype: torch.dtype, device: torch.device, tries: int = 4, sides: Sequence[int] = ()
+) -> float:
+    """FLOP/s of the fastest square matrix product found, over a few `sides` (default: MATMUL_SIDES)."""
     best = 0.0
-    for side in MATMUL_SIDES[device.type]:
+    for side in sides or MATMUL_SIDES[device.type]:
         left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
         seconds = min(repeated(lambda a=left, b=right: torch.mm(a, b), tries, device))
         best = max(best, 2 * side**3 / seconds)

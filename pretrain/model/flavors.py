@@ -45,6 +45,8 @@ _DEBUG = ModelArgs(
 FLAVORS: dict[str, ModelArgs] = {
     "nava_6b": ModelArgs(),
     "nava_7b_split": ModelArgs(split_ffn_and_norms=True),
+    # one block of each kind at full width, for measuring
+    "nava_6b_two_blocks": ModelArgs(num_alignment_blocks=1, num_fusion_blocks=1),
     "mini": _MINI,
     "dual_tower": replace(_MINI, paradigm="dual_tower", num_alignment_blocks=2, num_fusion_blocks=0),
     "unified": replace(_MINI, paradigm="unified", num_alignment_blocks=0, num_fusion_blocks=6),

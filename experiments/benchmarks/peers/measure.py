@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,19 +16,24 @@ from experiments.benchmarks.peers.shapes import Shape
 
 
 def compare(
-    shape: Shape, dtype: torch.dtype, device: torch.device, budget_s: float, compiled: bool = False
+    shape: Shape,
+    dtype: torch.dtype,
+    device: torch.device,
+    budget_s: float,
+    compiled: bool = False,
+    matmul_sides: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """JSON of one shape: both contestants' seconds, our tokens/s and share of the peak of this moment, and
-    the ratios."""
+    """JSON of one shape: both contestants' seconds, our tokens/s and share of the peak of this moment
+    (`matmul_sides` as of `peak_matmul_flops`), and the ratios."""
     torch.manual_seed(0)
     peer = ltx2 if shape.audio else wan
     our_model, our_forward = ours(shape, dtype, device, compiled)
     their_model, their_forward = peer(shape, dtype, device, compiled)
-    before = peak_matmul_flops(dtype, device)
+    before = peak_matmul_flops(dtype, device, sides=matmul_sides)
     training = race(
         training_step(our_model, our_forward), training_step(their_model, their_forward), budget_s, device
     )
-    peak = max(before, peak_matmul_flops(dtype, device))
+    peak = max(before, peak_matmul_flops(dtype, device, sides=matmul_sides))
     generation = race(generation_step(our_forward), generation_step(their_forward), budget_s / 3, device)
     median = statistics.median(training[0])
     found = {
