@@ -2,38 +2,24 @@
 none."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
-import torch
 from context_ranks import cases
 from model_cases import clean_batch, debug_model
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from experiments.benchmarks.host_reads import HostReads
 from pretrain.objective import ObjectiveConfig, corrupt, velocity_loss
 from pretrain.types import cache_flags
-
-
-class Reads(TorchDispatchMode):
-    """Counts values read from tensors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func is torch.ops.aten._local_scalar_dense.default
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("name", ["debug", "debug_dual_tower", "debug_unified"])
 @pytest.mark.parametrize("case", ["joint", "apart", "one of two apart", "clean first frame"])
 def test_forward_waits_only_for_what_was_not_asked_before(name, case):
     model, given = debug_model(name=name), cases()[case]
-    with Reads() as asking:
+    with HostReads() as asking:
         model(*(replace(part) if part else None for part in given))
     cache_flags(*given)
-    with Reads() as answered:
+    with HostReads() as answered:
         model(*given)
     assert asking.count > answered.count
     if name != "debug_unified":  # whose mask is drawn up anew
@@ -43,7 +29,7 @@ def test_forward_waits_only_for_what_was_not_asked_before(name, case):
 def test_a_step_after_corruption_reads_nothing():
     model, corrupted = debug_model(), corrupt(clean_batch(), ObjectiveConfig(), seed=0)
     cache_flags(corrupted.video, corrupted.audio, corrupted.conditioning)
-    with Reads() as reads:
+    with HostReads() as reads:
         velocity_loss(model(corrupted.video, corrupted.audio, corrupted.conditioning), corrupted).loss(
             80.0, 20.0, 0.2
         ).backward()

@@ -6,8 +6,8 @@ Correctness against fp64, a training, LoRA (bf16 and int8 base) and generation s
 blocks against diffusers' as it is and compiled, attention kernels, host synchronisations, and memory against
 `nava plan`. Each part runs in a process of its own under a limit of its own: what crashes, runs out of memory
 or takes too long is that part's reason, and the others go on. FILE is written after each part; the same
-command measures what is not "ok" in it, with --again all --parts. Prints a table in Markdown. Exit code 1: some
-part is not "ok"; 2: nothing was begun.
+command measures what is not "ok" in it, with --again all of --parts. Prints a table in Markdown. Exit code 1:
+some part is not "ok"; 2: nothing was begun.
 
 Without a GPU: --size debug (the default there) runs the same parts on a CPU in a few minutes; its figures say
 nothing about a GPU.
@@ -82,16 +82,21 @@ def earlier(path: Path, now: dict[str, Any]) -> dict[str, Any]:
     return {**now, "parts": {name: part for name, part in before["parts"].items() if name in PARTS}}
 
 
+def command_of(name: str, size: str, device: str, folder: str) -> list[str]:
+    """What measures a part into `folder`."""
+    module = f"{__package__}.gpu_parts"
+    return [sys.executable, "-m", module, name, "--size", size, "--device", device, "--to", folder]
+
+
 def run_part(name: str, size: str, device: str, limit_s: float) -> dict[str, Any]:
     """Record of one part, measured by a process that is ended, with all that it started, after `limit_s`."""
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         record_file, log = Path(folder) / f"{name}.json", Path(folder) / "log.txt"
-        command = [sys.executable, "-m", f"{__package__}.gpu_parts", name, "--size", size, "--device", device]
         environment = dict(os.environ) | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
         with log.open("w") as file:
             process = subprocess.Popen(
-                [*command, "--to", folder],
+                command_of(name, size, device, folder),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
