@@ -61,6 +61,7 @@ def described(size: str, device: str) -> dict[str, Any]:
             "parts small"
         )
     found = facts("torchtitan", "diffusers", device=torch.device(device)) | {"size": size, "device": device}
+    del found["threads"]  # of this process, which computes nothing
     if device == "cuda":
         found["gpu_gib"] = round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1)
     return found

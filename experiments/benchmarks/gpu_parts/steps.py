@@ -32,6 +32,8 @@ def whole_step(part: str, size: Size, device: torch.device) -> Iterator[Finding]
     step = ModelStep(size.step_flavor, *size.step_clip, compiled=False, device=device)
     check_room(step, part)
     peak = peak_matmul_flops(torch.bfloat16, device, sides=size.matmul_sides)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # the whole model needs the room of those matrices
     for _, found in measure(step, [part], size.repeats, peak):
         words = (
             f"{found['seconds']['low']:.4g} s, {found['share_of_ceiling']:.0%} of the peak, "
