@@ -12,14 +12,13 @@ from __future__ import annotations
 import gc
 import os
 import resource
-import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
 import torch
@@ -60,6 +59,8 @@ from pretrain.recipe import ParallelConfig, PretrainConfig
 from pretrain.types import Task, cache_flags
 
 GIB = 2**30
+# what a trainer registers with torchtitan, once per process; it ends with the trainer here
+_REGISTERED = "torchtitan.protocols.train_spec._extra_train_specs"
 COLUMNS = {
     "s": "seconds.low",
     "of the peak": "share_of_ceiling",
@@ -79,10 +80,13 @@ class ModelStep:
     compiled: bool
     device: torch.device
     checkpointing: Checkpointing = "full"
+    context_tokens: int = 512
+    rank: int = LoraConfig.rank  # of the adapter
 
     @property
     def shape(self) -> ClipShape:
-        return clip_shape(flavor(self.flavor), self.frames, self.height, self.width)
+        sizes = {"frames": self.frames, "height": self.height, "width": self.width}
+        return clip_shape(flavor(self.flavor), **sizes, context_tokens=self.context_tokens)
 
     @property
     def parallel(self) -> ParallelConfig:
@@ -104,13 +108,6 @@ class Work:
     trained_parameters: int = 0
 
 
-class Taken(NamedTuple):
-    """Seconds of each step, and the bytes of tensors at the peak of one."""
-
-    seconds: list[float]
-    peak_bytes: int
-
-
 @contextmanager
 def train(step: ModelStep, repeats: int) -> Iterator[Work]:
     """Steps of the trainer itself."""
@@ -120,7 +117,7 @@ def train(step: ModelStep, repeats: int) -> Iterator[Work]:
     config = one_step(PretrainConfig(flavor=step.flavor, ema_decay=0.0, parallel=step.parallel), 1)
     stage = replace(config.stage("stage1"), steps=repeats + 3)  # the first, those that count, one for memory
     config = replace(config, parallel=step.parallel, stages={"stage1": stage})
-    with tempfile.TemporaryDirectory() as folder, _one_rank():
+    with tempfile.TemporaryDirectory() as folder, _one_rank(), mock.patch.dict(_REGISTERED):
         run = StageRun(config=config, stage="stage1", latents=Path(folder), out=Path(folder))
         trainer = PretrainTrainer(run, {"dry": SampleSet("dry", [step.clip()])}, lambda metrics, step: None)
         assert trainer.dataloader is not None
@@ -142,7 +139,7 @@ def lora(step: ModelStep, repeats: int, base: Base = "bf16") -> Iterator[Work]:
     """Forward, backward and AdamW of an adapter's weights on the frozen model."""
     from pretrain.titan.ranks import join, shard
 
-    config = LoraConfig(base=base)
+    config = LoraConfig(base=base, rank=step.rank)
     with _one_rank():
         model = inject(
             random_model(flavor(step.flavor), torch.bfloat16, step.device).eval(), config, (DEFAULT,)
@@ -195,17 +192,15 @@ def setup_of(part: str, step: ModelStep) -> Setup:
     if part == "train":
         return Setup(**common)
     base: Base = "int8" if part == "lora_int8" else "bf16"
-    return Setup(work="lora", base=base, rank=LoraConfig().rank, **common)
+    return Setup(work="lora", base=base, rank=step.rank, **common)
 
 
 @contextmanager
 def _one_rank() -> Iterator[None]:
     """This process is the only rank; the process group that is made inside ends with it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
     rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-    with mock.patch.dict(os.environ, {**rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}):
+    store = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # 0: any that is free
+    with mock.patch.dict(os.environ, rank | store):
         try:
             yield
         finally:
@@ -213,18 +208,16 @@ def _one_rank() -> Iterator[None]:
                 dist.destroy_process_group()
 
 
-def taken(work: Work, repeats: int, device: torch.device) -> Taken:
-    """Steps after one that does not count; on a CPU, whose allocator does not say, memory by one more."""
-    work.take()
+def peak_bytes_of(work: Work, device: torch.device) -> int:
+    """Bytes of tensors at the peak of a step that is not the first."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
-        seconds = repeated(work.take, repeats, device, warm_up=False)
-        return Taken(seconds, torch.cuda.max_memory_allocated(device))
-    seconds = repeated(work.take, repeats, device, warm_up=False)
-    with _flash_attention(), MemoryMeter(work.states()) as meter:
         work.take()
-    return Taken(seconds, meter.peak)
+        return torch.cuda.max_memory_allocated(device)
+    with _flash_attention(), MemoryMeter(work.states()) as meter:  # a CPU's allocator does not say
+        work.take()
+    return meter.peak
 
 
 @contextmanager
@@ -254,7 +247,8 @@ def measure(step: ModelStep, parts: Sequence[str], repeats: int, peak_flops: flo
     tokens = step.shape.video + step.shape.audio
     for part in parts:
         with PARTS[part](step, repeats) as work:
-            seconds, peak_bytes = taken(work, repeats, step.device)
+            seconds = repeated(work.take, repeats, step.device)
+            peak_bytes = peak_bytes_of(work, step.device)
             flop, trained = work.flop, work.trained_parameters
             memory = against_plan(step, part, peak_bytes)
         del work

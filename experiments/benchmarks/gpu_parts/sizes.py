@@ -17,6 +17,8 @@ class Size:
     exact_clip: tuple[int, int, int]
     memory_flavor: str
     memory_clip: tuple[int, int, int]
+    memory_context: int  # text states
+    memory_rank: int
     waits_flavor: str  # what is counted does not depend on the size
     waits_clip: tuple[int, int, int]
     races: tuple[Shape, Shape]  # video alone, with sound
@@ -36,6 +38,8 @@ _BLOCK = Size(
     exact_clip=(17, 256, 256),
     memory_flavor="nava_6b_two_blocks",
     memory_clip=_CLIP,
+    memory_context=512,
+    memory_rank=32,
     waits_flavor="mini",
     waits_clip=(25, 64, 64),
     races=_RACE,
@@ -51,6 +55,8 @@ SIZES = {
         exact_clip=(5, 64, 64),
         memory_flavor="mini",
         memory_clip=(25, 256, 256),
+        memory_context=64,
+        memory_rank=8,
         waits_flavor="debug",
         waits_clip=(5, 64, 64),
         races=(replace(SHAPES["mini_video"], batch=2), replace(SHAPES["mini_joint"], batch=2)),
