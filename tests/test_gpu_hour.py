@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import psutil
@@ -271,6 +272,7 @@ def test_a_value_read_in_a_step_is_seen(monkeypatch):
         return sums
 
     monkeypatch.setattr(waits, "velocity_loss", reading)
+    monkeypatch.setattr(waits, "_sampling_step", lambda size, device, solver: Counter())
     assert raised("waits").startswith("forward and backward: 1 waits, at most 0")
 
 
@@ -313,6 +315,7 @@ def check_figures(parts: dict) -> None:
     assert parts["attention"]["figures"]["joint, flash"]["error"] < 0.01
 
 
+@pytest.mark.timeout(900)
 def test_parts_at_debug_size(tmp_path):
     """In one process; all of them, each in its own: below."""
     names = [name for name in PARTS if name not in (*COMPILED, "lora", "race_sound", "memory")]
