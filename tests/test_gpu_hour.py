@@ -18,8 +18,8 @@ from model_cases import audio_stream, conditioning, debug_model, video_stream
 from experiments.benchmarks import gpu_hour
 from experiments.benchmarks.gpu_parts import correctness, kernels, steps, waits
 from experiments.benchmarks.gpu_parts.__main__ import carry_out
-from experiments.benchmarks.gpu_parts.catalog import PARTS, Part
-from experiments.benchmarks.gpu_parts.finding import Finding, NotHere, OutOfBounds
+from experiments.benchmarks.gpu_parts.catalog import PARTS, MeasuredPart
+from experiments.benchmarks.gpu_parts.finding import Figures, NotHere, OutOfBounds
 from experiments.benchmarks.gpu_parts.sizes import SIZES
 from experiments.benchmarks.gpu_parts.tables import table
 
@@ -169,7 +169,7 @@ def test_what_cannot_be_measured_is_refused(given, line, pretended, tmp_path, ca
 def test_parts_beyond_the_ten_minutes_wait_for_the_next_command(pretended, tmp_path):
     file = tmp_path / "hour.json"
     found = {"size": "debug", "device": "cpu", "parts": {"lora": OK}}
-    gpu_hour.measure_all(found, ["train", "lora"], file, gpu_hour.Budget(time.monotonic()))
+    gpu_hour.measure_all(found, ["train", "lora"], file, gpu_hour.Deadline(time.monotonic()))
     assert pretended[0] == [] and found["parts"]["lora"] == OK  # asked for again: kept
     assert found["parts"]["train"]["status"] == "skipped"
     assert "the same command" in found["parts"]["train"]["reason"] and json.loads(file.read_text()) == found
@@ -185,8 +185,8 @@ def test_no_part_may_take_longer_than_what_is_left(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu_hour, "run_part", run_part)
     found = {"size": "debug", "device": "cpu", "parts": {}}
     for left in (50.0, 500.0):
-        budget = gpu_hour.Budget(time.monotonic() + left)
-        gpu_hour.measure_all(found, ["train"], tmp_path / "hour.json", budget)
+        deadline = gpu_hour.Deadline(time.monotonic() + left)
+        gpu_hour.measure_all(found, ["train"], tmp_path / "hour.json", deadline)
     assert limits[0] == pytest.approx(50, abs=1) and limits[1] == PARTS["train"].limit_s
 
 
@@ -204,10 +204,10 @@ def test_no_part_may_take_longer_than_what_is_left(monkeypatch, tmp_path):
 )
 def test_what_a_part_raises_is_its_reason(error, status, reason, tmp_path, capsys):
     def measure(size, device):
-        yield Finding("first", {"s": 2}, "2 s")
+        yield Figures("first", {"s": 2}, "2 s")
         raise error
 
-    record = carry_out(Part("", 1, measure), DEBUG, CPU, tmp_path / "part.json")
+    record = carry_out(MeasuredPart("", 1, measure), DEBUG, CPU, tmp_path / "part.json")
     assert record["status"] == status and record["reason"].endswith(reason)
     assert (
         record["figures"] == {"first": {"s": 2}}

@@ -99,7 +99,7 @@ class ModelStep:
 
 
 @dataclass(frozen=True)
-class Work:
+class RepeatedStep:
     """A step that can be taken again and again, and its model FLOPs."""
 
     take: Callable[[], object]
@@ -109,7 +109,7 @@ class Work:
 
 
 @contextmanager
-def train(step: ModelStep, repeats: int) -> Iterator[Work]:
+def train(step: ModelStep, repeats: int) -> Iterator[RepeatedStep]:
     """Steps of the trainer itself."""
     from pretrain.data.stream.loader import SampleSet
     from pretrain.titan.trainer import PretrainTrainer
@@ -129,13 +129,13 @@ def train(step: ModelStep, repeats: int) -> Iterator[Work]:
 
         flop = training_flops(flavor(step.flavor), step.shape)
         try:
-            yield Work(take, flop, lambda: tensors_of(trainer.model, next(iter(trainer.optimizers))))
+            yield RepeatedStep(take, flop, lambda: tensors_of(trainer.model, next(iter(trainer.optimizers))))
         finally:
             trainer.close()
 
 
 @contextmanager
-def lora(step: ModelStep, repeats: int, base: Base = "bf16") -> Iterator[Work]:
+def lora(step: ModelStep, repeats: int, base: Base = "bf16") -> Iterator[RepeatedStep]:
     """Forward, backward and AdamW of an adapter's weights on the frozen model."""
     from pretrain.titan.ranks import join, shard
 
@@ -157,11 +157,11 @@ def lora(step: ModelStep, repeats: int, base: Base = "bf16") -> Iterator[Work]:
 
         flop = frozen_training_flops(flavor(step.flavor), step.shape)
         adapters = sum(parameter.numel() for parameter in trained)
-        yield Work(take, flop, lambda: tensors_of(model, optimizer), adapters)
+        yield RepeatedStep(take, flop, lambda: tensors_of(model, optimizer), adapters)
 
 
 @contextmanager
-def generate(step: ModelStep, repeats: int) -> Iterator[Work]:
+def generate(step: ModelStep, repeats: int) -> Iterator[RepeatedStep]:
     """One forward of one clip; guidance costs as many more as it has directions."""
     model = random_model(flavor(step.flavor), torch.bfloat16, step.device).eval()
     if step.compiled:
@@ -173,10 +173,10 @@ def generate(step: ModelStep, repeats: int) -> Iterator[Work]:
     def take() -> Tensor | None:
         return model(corrupted.video, corrupted.audio, corrupted.conditioning).video
 
-    yield Work(take, forward_flops(flavor(step.flavor), step.shape), lambda: tensors_of(model))
+    yield RepeatedStep(take, forward_flops(flavor(step.flavor), step.shape), lambda: tensors_of(model))
 
 
-PARTS: dict[str, Callable[[ModelStep, int], AbstractContextManager[Work]]] = {
+PARTS: dict[str, Callable[[ModelStep, int], AbstractContextManager[RepeatedStep]]] = {
     "train": train,
     "lora": lora,
     "lora_int8": partial(lora, base="int8"),
@@ -208,7 +208,7 @@ def _one_rank() -> Iterator[None]:
                 dist.destroy_process_group()
 
 
-def peak_bytes_of(work: Work, device: torch.device) -> int:
+def peak_bytes_of(work: RepeatedStep, device: torch.device) -> int:
     """Bytes of tensors at the peak of a step that is not the first."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -44,7 +44,7 @@ LOG_LINES = 15  # of a part that failed, kept
 SAME = ("size", "device", "hardware", "gpu_gib", "torch", "torchtitan", "diffusers")  # of a file that goes on
 
 
-class Budget(NamedTuple):
+class Deadline(NamedTuple):
     """Until when, by time.monotonic(), all parts together may run."""
 
     end: float
@@ -174,10 +174,10 @@ def is_ok(found: dict[str, Any], name: str) -> bool:
     return found["parts"].get(name, {}).get("status") == "ok"
 
 
-def measure_all(found: dict[str, Any], due: list[str], path: Path, budget: Budget) -> None:
-    """Records of the parts `due` into `found` and the file, as long as the budget lasts."""
+def measure_all(found: dict[str, Any], due: list[str], path: Path, deadline: Deadline) -> None:
+    """Records of the parts `due` into `found` and the file, until the deadline."""
     for place, name in enumerate(due, start=1):
-        limit_s = min(PARTS[name].limit_s, budget.left())
+        limit_s = min(PARTS[name].limit_s, deadline.left())
         if limit_s < 1:
             reason = "no time left; the same command goes on with it"
             found["parts"].setdefault(
@@ -185,7 +185,7 @@ def measure_all(found: dict[str, Any], due: list[str], path: Path, budget: Budge
             )
             continue
         print(
-            f"{place}/{len(due)} {name}: {PARTS[name].what}; at most {limit_s:.0f} s, {budget.left():.0f} s "
+            f"{place}/{len(due)} {name}: {PARTS[name].what}; at most {limit_s:.0f} s, {deadline.left():.0f} s "
             "left for all",
             file=sys.stderr,
             flush=True,
@@ -235,13 +235,13 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError(f"--minutes must be above 0, got {options.minutes:g}")
         if options.to.is_dir():
             raise ValueError(f"--to {options.to}: a folder; name a file for the JSON")
-        budget = Budget(time.monotonic() + 60 * options.minutes)
+        deadline = Deadline(time.monotonic() + 60 * options.minutes)
         lock = options.to.with_name(f".{options.to.name}.lock")
         with locked(lock, f"{options.to}: another command is measuring into it; wait or name another file"):
             found = earlier(options.to, described(options.size, options.device))
             names = [name for name in PARTS if name in options.parts]
             due = [name for name in names if options.again or not is_ok(found, name)]
-            measure_all(found, due, options.to, budget)
+            measure_all(found, due, options.to, deadline)
         print(table(found))
         print(f"\nwrote {options.to}")
     return 0 if all(is_ok(found, name) for name in names) else CHECK_FAILED

@@ -17,16 +17,16 @@ from typing import Any
 
 import torch
 
-from experiments.benchmarks.gpu_parts.catalog import PARTS, Part
+from experiments.benchmarks.gpu_parts.catalog import PARTS, MeasuredPart
 from experiments.benchmarks.gpu_parts.finding import NotHere, OutOfBounds
-from experiments.benchmarks.gpu_parts.sizes import SIZES, Size
+from experiments.benchmarks.gpu_parts.sizes import SIZES, PartSize
 from pretrain.config import one_line
 from pretrain.files import write_json
 
 MAX_REASON = 300  # characters
 
 
-def carry_out(part: Part, size: Size, device: torch.device, record_file: Path) -> dict[str, Any]:
+def carry_out(part: MeasuredPart, size: PartSize, device: torch.device, record_file: Path) -> dict[str, Any]:
     """The part's record, as it is in the file at the end: status ok, failed or skipped, reason, findings."""
     record: dict[str, Any] = {"status": "running", "reason": "", "words": [], "figures": {}}
     write_json(record_file, record)

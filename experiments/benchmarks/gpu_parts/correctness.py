@@ -10,8 +10,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from experiments.benchmarks.gpu_parts.finding import Finding, OutOfBounds
-from experiments.benchmarks.gpu_parts.sizes import Size
+from experiments.benchmarks.gpu_parts.finding import Figures, OutOfBounds
+from experiments.benchmarks.gpu_parts.sizes import PartSize
 from experiments.benchmarks.harness import CPU
 from experiments.benchmarks.random_model import latent_sizes, random_batch, random_clip, random_model
 from pretrain.model.flavors import flavor
@@ -27,7 +27,7 @@ LIMITS = {"fp32": 2e-5, "bf16": 0.04}
 Answers = dict[str, Tensor]
 
 
-def correctness(size: Size, device: torch.device) -> Iterator[Finding]:
+def correctness(size: PartSize, device: torch.device) -> Iterator[Figures]:
     """Errors of both velocities and of all gradients together. Raises OutOfBounds."""
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("highest")
@@ -45,7 +45,7 @@ def correctness(size: Size, device: torch.device) -> Iterator[Finding]:
         found = errors(answers(here.to(device), given.to(device)), exact)
         worst = max(found.values())
         words = f"{name} {100 * worst:.2g} % from fp64 at most"
-        yield Finding(name, {**found, "limit": limit}, words)
+        yield Figures(name, {**found, "limit": limit}, words)
         if not worst <= limit:  # NaN too
             wrong.append(f"{name}: {worst:.3g} of the norm from fp64, at most {limit}")
     if wrong:

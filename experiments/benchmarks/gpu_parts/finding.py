@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from experiments.benchmarks.gpu_parts.sizes import Size
+from experiments.benchmarks.gpu_parts.sizes import PartSize
 
 
-class Finding(NamedTuple):
+class Figures(NamedTuple):
     """Figures of one name, JSON types, and what a table says of them."""
 
     name: str
@@ -18,7 +18,7 @@ class Finding(NamedTuple):
     words: str
 
 
-Measure = Callable[[Size, torch.device], Iterator[Finding]]
+Measure = Callable[[PartSize, torch.device], Iterator[Figures]]
 
 
 class NotHere(Exception):

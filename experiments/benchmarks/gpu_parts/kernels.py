@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from experiments.benchmarks.gpu_parts.finding import Finding, OutOfBounds
-from experiments.benchmarks.gpu_parts.sizes import Size
+from experiments.benchmarks.gpu_parts.finding import Figures, OutOfBounds
+from experiments.benchmarks.gpu_parts.sizes import PartSize
 from experiments.benchmarks.harness import peak_matmul_flops, repeated
 from pretrain.config import one_line
 from pretrain.model.scaled_attention import scaled_attention
@@ -30,7 +30,7 @@ REPEATS, QUERIES = 5, 64  # queries: that are held against fp64
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
-def kernels(size: Size, device: torch.device) -> Iterator[Finding]:
+def kernels(size: PartSize, device: torch.device) -> Iterator[Figures]:
     """Joint self-attention and attention to a padded text in bf16, forward and both passes.
 
     Raises OutOfBounds for a kernel that is wrong by more than LIMIT.
@@ -49,7 +49,7 @@ def kernels(size: Size, device: torch.device) -> Iterator[Finding]:
             if name == "math" and heads * tokens * keys > MOST_SCORES:
                 continue
             figures = _figures(name, (q, k, v, seen), peak, device)
-            yield Finding(f"{case}, {name}", figures, _words(case, name, figures))
+            yield Figures(f"{case}, {name}", figures, _words(case, name, figures))
             if not figures.get("error", 0.0) <= LIMIT:
                 wrong.append(f"{case}, {name}: {figures['error']} of the norm from fp64, at most {LIMIT}")
     if wrong:

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 
 import torch
 
-from experiments.benchmarks.gpu_parts.finding import Finding, NotHere
-from experiments.benchmarks.gpu_parts.sizes import Size
+from experiments.benchmarks.gpu_parts.finding import Figures, NotHere
+from experiments.benchmarks.gpu_parts.sizes import PartSize
 from experiments.benchmarks.peers.measure import compare
 
 
-def race_of(sound: bool, compiled: bool, size: Size, device: torch.device) -> Iterator[Finding]:
+def race_of(sound: bool, compiled: bool, size: PartSize, device: torch.device) -> Iterator[Figures]:
     """Training and generation steps, round by round. Raises NotHere where nothing compiles."""
     if compiled:
         _check_compiler(device)
@@ -27,7 +27,7 @@ def race_of(sound: bool, compiled: bool, size: Size, device: torch.device) -> It
         f"{generation['ratio']:.2f} ({generation['low']:.2f} to {generation['high']:.2f}) times as fast as "
         f"{found['peer']}; {found['share_of_ceiling']:.0%} of the peak"
     )
-    yield Finding(shape.name, found, words)
+    yield Figures(shape.name, found, words)
 
 
 def _check_compiler(device: torch.device) -> None:

@@ -8,7 +8,7 @@ from experiments.benchmarks.peers.shapes import SHAPES, Shape
 
 
 @dataclass(frozen=True, kw_only=True)
-class Size:
+class PartSize:
     """Models are named flavors, clips are (frames, height, width) in pixels."""
 
     step_flavor: str  # training, LoRA and generation steps
@@ -31,7 +31,7 @@ class Size:
 
 _CLIP = (145, 704, 1280)
 _RACE = (SHAPES["full_block"], SHAPES["full_block_joint"])
-_BLOCK = Size(
+_BLOCK = PartSize(
     step_flavor="nava_6b_two_blocks",
     step_clip=_CLIP,
     exact_flavor="nava_6b_two_blocks",
@@ -48,7 +48,7 @@ _BLOCK = Size(
     repeats=3,
 )
 SIZES = {
-    "debug": Size(
+    "debug": PartSize(
         step_flavor="debug",
         step_clip=(5, 64, 64),
         exact_flavor="debug",

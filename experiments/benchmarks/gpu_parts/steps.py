@@ -17,8 +17,8 @@ from experiments.benchmarks.full_step import (
     peak_bytes_of,
     setup_of,
 )
-from experiments.benchmarks.gpu_parts.finding import Finding, NotHere, OutOfBounds
-from experiments.benchmarks.gpu_parts.sizes import Size
+from experiments.benchmarks.gpu_parts.finding import Figures, NotHere, OutOfBounds
+from experiments.benchmarks.gpu_parts.sizes import PartSize
 from experiments.benchmarks.harness import peak_matmul_flops
 from pretrain.model.flavors import flavor
 from pretrain.model.plan_memory import Checkpointing, memory_parts
@@ -29,7 +29,7 @@ CHECKPOINTING: Checkpointing = "none"
 PLAN_LIMIT = 0.1  # of what is planned
 
 
-def whole_step(part: str, size: Size, device: torch.device) -> Iterator[Finding]:
+def whole_step(part: str, size: PartSize, device: torch.device) -> Iterator[Figures]:
     """One of full_step's parts. Raises NotHere where the plan says that it does not fit."""
     step = ModelStep(size.step_flavor, *size.step_clip, compiled=False, device=device)
     check_room(step, part)
@@ -41,10 +41,10 @@ def whole_step(part: str, size: Size, device: torch.device) -> Iterator[Finding]
             f"{found['seconds']['low']:.4g} s, {found['share_of_ceiling']:.0%} of the peak, "
             f"{_against(found['memory'])}"
         )
-        yield Finding("step", {**found, "flavor": step.flavor, "clip": list(size.step_clip)}, words)
+        yield Figures("step", {**found, "flavor": step.flavor, "clip": list(size.step_clip)}, words)
 
 
-def memory(size: Size, device: torch.device) -> Iterator[Finding]:
+def memory(size: PartSize, device: torch.device) -> Iterator[Figures]:
     """Peaks of a small model's steps. Raises OutOfBounds where one is not what is planned, to PLAN_LIMIT."""
     wrong = []
     for part in PARTS:
@@ -65,7 +65,7 @@ def memory(size: Size, device: torch.device) -> Iterator[Finding]:
         del work
         found = against_plan(step, part, peak_bytes)
         words = f"{part}: {found['measured_over_planned']:.2f} of the plan"
-        yield Finding(part, {"memory": found}, words)
+        yield Figures(part, {"memory": found}, words)
         if abs(found["measured_over_planned"] - 1) > PLAN_LIMIT:
             wrong.append(f"{part}: {_against(found)}")
     if wrong:

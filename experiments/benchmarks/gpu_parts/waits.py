@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from experiments.benchmarks.full_step import ModelStep, train
-from experiments.benchmarks.gpu_parts.finding import Finding, OutOfBounds
-from experiments.benchmarks.gpu_parts.sizes import Size
+from experiments.benchmarks.gpu_parts.finding import Figures, OutOfBounds
+from experiments.benchmarks.gpu_parts.sizes import PartSize
 from experiments.benchmarks.harness import CPU
 from experiments.benchmarks.host_reads import HostReads
 from experiments.benchmarks.random_model import latent_sizes, random_batch, random_clip, random_model
@@ -34,7 +34,7 @@ VIDEO_RATE_HZ = 6.0
 Places = Counter[str]
 
 
-def waits(size: Size, device: torch.device) -> Iterator[Finding]:
+def waits(size: PartSize, device: torch.device) -> Iterator[Figures]:
     """Counts per step. Raises OutOfBounds above MOST.
 
     On a GPU by torch's own mode that warns of every synchronising call. A CPU has none: there values read
@@ -52,7 +52,7 @@ def waits(size: Size, device: torch.device) -> Iterator[Finding]:
         count, most = sum(places.values()), (MOST if on_gpu else MOST_ON_CPU).get(name)
         what = "synchronising calls" if on_gpu else "values read, of the host's tensors too"
         figures = {"count": count, "most": most, "what": what, "places": dict(sorted(places.items()))}
-        yield Finding(name, figures, f"{name}: {count} {what}")
+        yield Figures(name, figures, f"{name}: {count} {what}")
         if most is not None and count > most:
             wrong.append(f"{name}: {count} waits, at most {most} ({', '.join(places)})")
     if wrong:
@@ -92,7 +92,7 @@ def _place() -> str:
     return "elsewhere"
 
 
-def _passes(size: Size, device: torch.device) -> Places:
+def _passes(size: PartSize, device: torch.device) -> Places:
     args, clip = flavor(size.waits_flavor), size.waits_clip
     model = random_model(args, torch.bfloat16, device)
     batch = random_batch(random_clip(args, clip_shape(args, *clip), latent_sizes(*clip)), 1, Task.T2AV, CPU)
@@ -110,7 +110,7 @@ def _passes(size: Size, device: torch.device) -> Places:
     return places
 
 
-def _training_step(size: Size, device: torch.device) -> Places:
+def _training_step(size: PartSize, device: torch.device) -> Places:
     step = ModelStep(size.waits_flavor, *size.waits_clip, compiled=False, device=device)
     with train(step, 1) as work:
         work.take()  # logs, and makes what later steps have
@@ -119,7 +119,7 @@ def _training_step(size: Size, device: torch.device) -> Places:
     return places
 
 
-def _sampling_step(size: Size, device: torch.device, solver: SolverName) -> Places:
+def _sampling_step(size: PartSize, device: torch.device, solver: SolverName) -> Places:
     """Of one step between the first and the last ones."""
     args = flavor(size.waits_flavor)
     model = random_model(args, torch.bfloat16, device).eval()
