@@ -185,8 +185,8 @@ def measure_all(found: dict[str, Any], due: list[str], path: Path, deadline: Dea
             )
             continue
         print(
-            f"{place}/{len(due)} {name}: {PARTS[name].what}; at most {limit_s:.0f} s, {deadline.left():.0f} s "
-            "left for all",
+            f"{place}/{len(due)} {name}: {PARTS[name].what}; at most {limit_s:.0f} s, "
+            f"{deadline.left():.0f} s left for all",
             file=sys.stderr,
             flush=True,
         )
