@@ -223,8 +223,10 @@ def peak_bytes_of(work: RepeatedStep, device: torch.device) -> int:
 @contextmanager
 def _flash_attention() -> Iterator[None]:
     """As on a GPU: no scores are kept."""
-    limits = {"CPU_BF16_SCORES": 0, "CPU_FP32_SCORES": 0}
-    with mock.patch.multiple(scaled_attention, **limits):
+    with (
+        mock.patch.object(scaled_attention, "CPU_BF16_SCORES", 0),
+        mock.patch.object(scaled_attention, "CPU_FP32_SCORES", 0),
+    ):
         yield
 
 

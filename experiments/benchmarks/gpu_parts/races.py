@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 
 import torch
+from torch.utils._triton import has_triton
 
 from experiments.benchmarks.gpu_parts.finding import Figures, NotHere
 from experiments.benchmarks.gpu_parts.sizes import PartSize
@@ -34,5 +35,5 @@ def _check_compiler(device: torch.device) -> None:
     if device.type == "cpu":
         if not shutil.which(os.environ.get("CXX", "g++")):
             raise NotHere("torch.compile needs a C++ compiler on a CPU: install g++ or set CXX")
-    elif not torch.utils._triton.has_triton():
+    elif not has_triton():
         raise NotHere("torch.compile needs Triton on a GPU, and this machine's does not run")
