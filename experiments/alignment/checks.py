@@ -9,6 +9,7 @@ import torch
 
 from experiments.alignment.rubric_checks import check_rubric
 from experiments.scoring.latents import AlignScorer
+from experiments.scoring.reward_files import check_reward_files
 from finetune.adapters import check_adapter
 from finetune.align_run import AlignRun
 from finetune.gsb.pairs import PreferencePair
@@ -28,6 +29,7 @@ def check_before(run: AlignRun, ranks: int) -> list[str]:
 
     Raises ValueError or FileNotFoundError in one line that names the file, row or key.
     """
+    check_reward_files(run.scorer[1]["options"])
     run.identity()
     run.config.check_ranks(ranks)
     described = check_model(run)
