@@ -36,6 +36,21 @@ EncodePixels = Annotated[
         "--device cuda` measures it (per_s of video_encode); 0 = not known"
     ),
 ]
+AlignFlag = Annotated[
+    bool,
+    tyro.conf.arg(
+        help="of a round of the recipe's alignment: seconds, memory and cost by part; sizes, LoRA, base, "
+        "checkpointing and micro-batches are those of its `align` section"
+    ),
+]
+SecondsPerClip = Annotated[
+    tyro.conf.UseAppendAction[tuple[str, ...]],
+    tyro.conf.arg(
+        metavar="NAME=SECONDS",
+        help="with --align: measured seconds of `decode` or of a reward for one clip on one GPU, in place of "
+        "those that follow from FLOPs; may be repeated",
+    ),
+]
 DryRunStep = Annotated[
     bool, tyro.conf.arg(help="build, shard and run one step on one CPU, with simulated ranks")
 ]
@@ -64,6 +79,8 @@ def plan(
     clips: Annotated[int, tyro.conf.arg(help="of the data set: adds encoding, storage, GPU hours, cost")] = 0,
     price: Annotated[float, tyro.conf.arg(help="of one GPU for an hour, in any currency")] = 0.0,
     encode_pixels_per_s: EncodePixels = 0.0,
+    align: AlignFlag = False,
+    seconds_per_clip: SecondsPerClip = (),
     dry_run: DryRunStep = False,
     settings: SetOptions = (),
     as_json: JsonFlag = False,
@@ -74,6 +91,9 @@ def plan(
     `generate` section gives the clip, or a flavor of the model at 145 x 704 x 1280. Nothing is allocated.
     --clips N --price P adds what N clips and the training cost:
       nava plan nava_6b --gpus 128 --clips 1000000 --price 2.5 --encode-pixels-per-s 4e7
+    --align plans a round of the recipe's alignment instead, on 64 GPUs or with 480p changed to 704p:
+      nava plan nava_6b --align --gpus 64 --price 2.5
+      nava plan nava_6b --align --gpus 64 --height 704 --width 1280 --frames 145
     With --dry-run the model is also built, cut into the shards of one rank among --gpus, and taken through
     one step of a tiny clip with simulated collectives.
     """
@@ -83,6 +103,13 @@ def plan(
     from pretrain.plan_schedule import plan_schedule
 
     recipe = _recipe(name, settings)
+    if align:
+        sizes = {"num_frames": frames, "height": height, "width": width, "fps": fps}
+        rates = {"mfu": mfu, "peak_tflops": peak_tflops, "price": price}
+        _plan_round(recipe, gpus, context, replicas, sizes, seconds_per_clip, rates, as_json)
+        return
+    if seconds_per_clip:
+        raise ValueError("--seconds-per-clip belongs to --align; give that too, or leave it out")
     config = recipe.pretrain if recipe else None
     flavor_name = config.flavor if config else name
     clip = _clip_of(recipe, frames=frames, height=height, width=width, fps=fps)
@@ -100,6 +127,41 @@ def plan(
     if dry_run:
         found["dry_run"] = _rehearsed(flavor_name, config, gpus, context, replicas, checkpointing)
     print(json.dumps(found, indent=1)) if as_json else show(found)
+
+
+def _plan_round(
+    recipe: Recipe | None,
+    gpus: int,
+    context: int,
+    replicas: int,
+    sizes: dict[str, Any],
+    measured: tuple[str, ...],
+    rates: dict[str, Any],
+    as_json: bool,
+) -> None:
+    from experiments.alignment.round_plan import plan_alignment
+    from experiments.commands.plan_round_table import show_round
+    from pretrain.model.flavors import flavor
+
+    if recipe is None:
+        raise ValueError("--align: a flavor has no alignment; give a recipe")
+    config, given = recipe.alignment, {key: value for key, value in sizes.items() if value is not None}
+    spread = {"context": context} if context > 1 else {}
+    spread |= {"replicas": replicas} if replicas > 1 else {}
+    parallel = dataclasses.replace(config.parallel, **spread)
+    config = dataclasses.replace(config, parallel=parallel, **given)
+    seconds = dict(_seconds(text) for text in measured)
+    args = flavor(recipe.pretrain.flavor)
+    found = plan_alignment(config, args, gpus, **rates, seconds_per_clip=seconds)
+    print(json.dumps(found, indent=1)) if as_json else show_round(found)
+
+
+def _seconds(text: str) -> tuple[str, float]:
+    name, equals, value = text.partition("=")
+    try:
+        return name, float(value if equals else "")
+    except ValueError:
+        raise ValueError(f"--seconds-per-clip {text}: expected NAME=SECONDS, e.g. wer_whisper=0.2") from None
 
 
 def _costs(
