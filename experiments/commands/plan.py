@@ -17,6 +17,9 @@ Size = Annotated[int | None, tyro.conf.arg(help="of a clip; default: as the reci
 FLAVOR_CLIP = {"frames": 145, "height": 704, "width": 1280, "fps": 24.0}  # where NAME is no recipe
 
 
+RecipeOrFlavor = Annotated[
+    str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME", help="a recipe, or a flavor of the model")
+]
 PeakTflops = Annotated[float, tyro.conf.arg(help="of one GPU; 989 is an H100 or H200 in dense bf16")]
 WorkOption = Annotated[
     Literal["train", "lora", "align", "generate"],
@@ -57,9 +60,7 @@ DryRunStep = Annotated[
 
 
 def plan(
-    name: Annotated[
-        str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME", help="a recipe, or a flavor of the model")
-    ],
+    name: RecipeOrFlavor,
     /,
     gpus: int = 8,
     frames: Size = None,
@@ -91,77 +92,46 @@ def plan(
     `generate` section gives the clip, or a flavor of the model at 145 x 704 x 1280. Nothing is allocated.
     --clips N --price P adds what N clips and the training cost:
       nava plan nava_6b --gpus 128 --clips 1000000 --price 2.5 --encode-pixels-per-s 4e7
-    --align plans a round of the recipe's alignment instead, on 64 GPUs or with 480p changed to 704p:
-      nava plan nava_6b --align --gpus 64 --price 2.5
-      nava plan nava_6b --align --gpus 64 --height 704 --width 1280 --frames 145
+    --align plans a round of the recipe's alignment: nava plan nava_6b --align --gpus 64 --price 2.5
     With --dry-run the model is also built, cut into the shards of one rank among --gpus, and taken through
     one step of a tiny clip with simulated collectives.
     """
+    from experiments.commands.plan_round import check_seconds, plan_round
     from experiments.commands.plan_table import show
-    from pretrain.model.flavors import flavor
-    from pretrain.model.plan import assumptions, clip_shape, plan_model, step_seconds
-    from pretrain.plan_schedule import plan_schedule
+    from pretrain.model.plan import assumptions, plan_model
 
-    recipe = _recipe(name, settings)
+    recipe, sizes = _recipe(name, settings), {"frames": frames, "height": height, "width": width, "fps": fps}
+    speed = {"mfu": mfu, "peak_tflops": peak_tflops}
+    check_seconds(seconds_per_clip, align)
     if align:
-        sizes = {"num_frames": frames, "height": height, "width": width, "fps": fps}
-        rates = {"mfu": mfu, "peak_tflops": peak_tflops, "price": price}
-        _plan_round(recipe, gpus, context, replicas, sizes, seconds_per_clip, rates, as_json)
-        return
-    if seconds_per_clip:
-        raise ValueError("--seconds-per-clip belongs to --align; give that too, or leave it out")
+        return plan_round(recipe, gpus, context, replicas, sizes, seconds_per_clip, speed, price, as_json)
     config = recipe.pretrain if recipe else None
     flavor_name = config.flavor if config else name
-    clip = _clip_of(recipe, frames=frames, height=height, width=width, fps=fps)
+    clip = _clip_of(recipe, **sizes)
     spread = {"context": context, "replicas": replicas, "local_batch": local_batch}
     held = {"checkpointing": checkpointing, "work": work, "base": base, "rank": rank, "moments": moments}
     found = plan_model(flavor_name, gpus, **clip, **spread, **held, ema=not config or config.ema_decay > 0)
-    step_seconds(1.0, gpus, mfu, peak_tflops)
-    if config:
-        shape = clip_shape(flavor(flavor_name), **clip)
-        found["time"] = plan_schedule(config, shape, gpus, mfu, peak_tflops)
+    found |= _times(recipe, clip, gpus, **speed)
     rates = {"clips": clips, "price": price, "encode_pixels_per_s": encode_pixels_per_s}
-    if any(rates.values()):
-        found["costs"] = _costs(recipe, clip, gpus, found, rates)
+    found |= _costs(recipe, clip, gpus, found, rates)
     found["assumptions"] = assumptions(checkpointing, mfu, peak_tflops, work, base, moments)
     if dry_run:
         found["dry_run"] = _rehearsed(flavor_name, config, gpus, context, replicas, checkpointing)
     print(json.dumps(found, indent=1)) if as_json else show(found)
 
 
-def _plan_round(
-    recipe: Recipe | None,
-    gpus: int,
-    context: int,
-    replicas: int,
-    sizes: dict[str, Any],
-    measured: tuple[str, ...],
-    rates: dict[str, Any],
-    as_json: bool,
-) -> None:
-    from experiments.alignment.round_plan import plan_alignment
-    from experiments.commands.plan_round_table import show_round
+def _times(
+    recipe: Recipe | None, clip: dict[str, Any], gpus: int, mfu: float, peak_tflops: float
+) -> dict[str, Any]:
     from pretrain.model.flavors import flavor
+    from pretrain.model.plan import clip_shape, step_seconds
+    from pretrain.plan_schedule import plan_schedule
 
+    step_seconds(1.0, gpus, mfu, peak_tflops)
     if recipe is None:
-        raise ValueError("--align: a flavor has no alignment; give a recipe")
-    config, given = recipe.alignment, {key: value for key, value in sizes.items() if value is not None}
-    spread = {"context": context} if context > 1 else {}
-    spread |= {"replicas": replicas} if replicas > 1 else {}
-    parallel = dataclasses.replace(config.parallel, **spread)
-    config = dataclasses.replace(config, parallel=parallel, **given)
-    seconds = dict(_seconds(text) for text in measured)
-    args = flavor(recipe.pretrain.flavor)
-    found = plan_alignment(config, args, gpus, **rates, seconds_per_clip=seconds)
-    print(json.dumps(found, indent=1)) if as_json else show_round(found)
-
-
-def _seconds(text: str) -> tuple[str, float]:
-    name, equals, value = text.partition("=")
-    try:
-        return name, float(value if equals else "")
-    except ValueError:
-        raise ValueError(f"--seconds-per-clip {text}: expected NAME=SECONDS, e.g. wer_whisper=0.2") from None
+        return {}
+    shape = clip_shape(flavor(recipe.pretrain.flavor), **clip)
+    return {"time": plan_schedule(recipe.pretrain, shape, gpus, mfu, peak_tflops)}
 
 
 def _costs(
@@ -172,13 +142,15 @@ def _costs(
     from pretrain.model.plan import clip_shape
     from pretrain.plan_costs import plan_costs
 
+    if not any(rates.values()):
+        return {}
     if recipe is None:
         raise ValueError("--clips, --price: a flavor has no stages to train; give a recipe")
     args, pixels = flavor(recipe.pretrain.flavor), clip["frames"] * clip["height"] * clip["width"]
     days = found["time"]["total"]["days"]
     size = DTYPES[recipe.encode.latent_dtype].itemsize
     shape = clip_shape(args, **clip)
-    return plan_costs(args, shape, pixels, recipe.pretrain, gpus, days, **rates, latent_bytes=size)
+    return {"costs": plan_costs(args, shape, pixels, recipe.pretrain, gpus, days, **rates, latent_bytes=size)}
 
 
 def _clip_of(recipe: Recipe | None, **given: float | None) -> dict[str, Any]:
