@@ -12,8 +12,8 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+import torch.fx.experimental._config
 from torch import Tensor, nn
-from torch.fx.experimental import _config as meta_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.memory_meter import MemoryMeter
@@ -27,7 +27,7 @@ SYNC_FPS, SYNC_WINDOW = 25, 5  # frames
 TOKENS_PER_S = 4.0  # that a recogniser writes: 3 words a second, 1.3 tokens each
 TEXT_TOKENS = 77  # of CLAP
 STEADY = 5  # latent frames of the video VAE: each one after them costs as much as the last of them
-WAN = {  # Wan2.2-TI2V-5B's vae/config.json
+WAN: dict[str, Any] = {  # Wan2.2-TI2V-5B's vae/config.json
     "base_dim": 160,
     "decoder_base_dim": 256,
     "z_dim": VIDEO_CHANNELS,
@@ -41,7 +41,7 @@ WAN = {  # Wan2.2-TI2V-5B's vae/config.json
     "scale_factor_temporal": 4,
     "scale_factor_spatial": PIXELS_PER_LATENT,
 }
-WHISPER = {  # whisper-large-v3
+WHISPER: dict[str, Any] = {  # whisper-large-v3
     "d_model": 1280,
     "encoder_layers": 32,
     "decoder_layers": 32,
@@ -144,7 +144,7 @@ def text_encoder_cost(tokens: int = 512) -> NetworkCost:
     """umT5-xxl's encoder, of one prompt."""
     from transformers import UMT5Config, UMT5EncoderModel
 
-    sizes = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
+    sizes: dict[str, Any] = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
     with torch.device("meta"):
         config = UMT5Config(vocab_size=256384, feed_forward_proj="gated-gelu", **sizes)
         network = UMT5EncoderModel(config).to(torch.bfloat16).eval()
@@ -229,5 +229,5 @@ def _clap(media: ClipMedia) -> NetworkCost:
         return sound, tower.encoder(tower.embeddings(input_ids=ids))[0]
 
     # it looks which sounds are longer than its window: here all of them
-    with meta_config.patch(meta_nonzero_assume_all_nonzero=True):
+    with torch.fx.experimental._config.patch(meta_nonzero_assume_all_nonzero=True):
         return network_cost(network, call)

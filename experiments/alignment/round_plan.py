@@ -30,7 +30,7 @@ FP32_SHARE = 67 / 989  # of an H100's or H200's dense bf16 peak, by its data she
 DECODE = "decode"
 SCORED_TOGETHER = 8  # clips of a rank in a pass of a reward's network, at most
 
-Costs = Mapping[str, NetworkCost]
+_Networks = Mapping[str, NetworkCost]
 
 
 def plan_alignment(
@@ -117,11 +117,11 @@ def _phase(
     config: AlignConfig,
     args: ModelArgs,
     objective: Objective[Any],
-    decoders: Costs,
-    rewards: Costs,
+    decoders: _Networks,
+    rewards: _Networks,
     rates: _Rates,
     price: float,
-    resident: Costs,
+    resident: _Networks,
 ) -> dict[str, Any]:
     work = round_work(config, args, objective)
     clips = work.scored_clips
@@ -171,10 +171,10 @@ def _memory(
     config: AlignConfig,
     args: ModelArgs,
     objective: Objective[Any],
-    decoders: Costs,
-    rewards: Costs,
+    decoders: _Networks,
+    rewards: _Networks,
     gpus: int,
-    resident: Costs,
+    resident: _Networks,
     work: RoundWork,
 ) -> dict[str, Any]:
     """GiB per GPU at the peak of each part of a round, and on which sizes of GPU all of them fit."""
