@@ -62,7 +62,7 @@ def policy(args: ModelArgs = DEEP, rank: int = 4) -> LoraPolicy:
     return LoraPolicy(inject(model, LoraConfig(rank=rank, alpha=2 * rank)))
 
 
-def inputs() -> tuple:
+def inputs() -> tuple[Any, Any, Any]:
     return video_stream(frames=3), audio_stream(tokens=10), conditioning(tokens=9, references=2)
 
 
@@ -86,7 +86,7 @@ def test_a_step_of_learning_costs_what_is_planned_to_ten_percent():
         for role in ("old", "reference"):
             made.velocity(role, *inputs())
         now = made.velocity("default", *inputs())
-        sum(part.square().sum() for part in now if part is not None).backward()
+        torch.stack([part.square().sum() for part in now if part is not None]).sum().backward()
     nft = config(("nft",)).objectives()[0]
     planned = batch * update_flops(DEEP, SHAPE, nft, "none", 4)
     assert counter.get_total_flops() == pytest.approx(planned, rel=0.1)

@@ -147,7 +147,8 @@ def text_encoder_cost(tokens: int = 512) -> NetworkCost:
     sizes: dict[str, Any] = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
     with torch.device("meta"):
         config = UMT5Config(vocab_size=256384, feed_forward_proj="gated-gelu", **sizes)
-        network = UMT5EncoderModel(config).to(torch.bfloat16).eval()
+        network: Any = UMT5EncoderModel(config).eval()
+        network.bfloat16()
         ids = torch.empty(1, tokens, dtype=torch.int64)
     return network_cost(network, lambda: network(ids))
 
@@ -229,5 +230,6 @@ def _clap(media: ClipMedia) -> NetworkCost:
         return sound, tower.encoder(tower.embeddings(input_ids=ids))[0]
 
     # it looks which sounds are longer than its window: here all of them
-    with torch.fx.experimental._config.patch(meta_nonzero_assume_all_nonzero=True):
+    settings: Any = torch.fx.experimental._config
+    with settings.patch(meta_nonzero_assume_all_nonzero=True):
         return network_cost(network, call)
