@@ -312,7 +312,9 @@ def test_a_network_without_weights_costs_what_the_same_one_costs_with_them():
 @pytest.mark.slow
 def test_a_longer_clip_is_decoded_at_the_same_cost_for_each_further_frame():
     whole = _counted_decode(7, 2, 2)
-    assert _decode_cost(7, 2, 2) == whole
+    found = _decode_cost(7, 2, 2)
+    assert replace(found, peak=whole.peak) == whole
+    assert found.peak == pytest.approx(whole.peak, rel=0.02)  # the meter looks at steps of half a percent
     assert whole.parameters == 704_688_668  # the published VAE's
 
 
