@@ -28,12 +28,15 @@ from pretrain.codecs.base import Codecs, check_trained_on
 from pretrain.codecs.load import load_codecs
 from pretrain.first_frames import read_first_frames
 from pretrain.prompt import PromptRow
-from pretrain.titan.ranks import Ranks
+from pretrain.titan.ranks import GroupRanks, Ranks
 from pretrain.tracking import build
 
 
 class LocalExecutor:
-    """finetune.executor.Executor for torchrun ranks; scores are gathered over all of them."""
+    """finetune.executor.Executor for torchrun ranks; scores are gathered over all of them.
+
+    The ranks of a context group roll the same clips out together, and each scores a part of them.
+    """
 
     def __init__(
         self,
@@ -50,7 +53,8 @@ class LocalExecutor:
         self.load, self.save, self.export = learner.load, learner.save, learner.export
         self.begin_phase, self.keep_best = learner.begin_phase, learner.keep_best
         self.update_old = learner.policy.update_old
-        place = self.ranks.rank, self.ranks.world_size
+        self.groups = learner.trainer.groups
+        place = self.groups.rank, self.groups.world_size
         self.held_out = shares_by_kind(prompts.held_out, self.config, *place)
         self.held_out_batches = [self._encoded(part.rows, 1, prompts.held_out) for part in self.held_out]
         self.clips: list[Rollout] = []
@@ -63,14 +67,15 @@ class LocalExecutor:
         if plan is None:
             return None, {"rollout": time.perf_counter() - start, "score": 0.0}
         drawn = prompts_of_round(self.prompts, self.config, plan.prompts, index)
-        rows = share(drawn, self.ranks.rank, self.ranks.world_size)
+        rows = share(drawn, self.groups.rank, self.groups.world_size)
         batch = self._encoded(rows, plan.clips_per_prompt, drawn)
         clips = roll_out(self.learner.policy, plan, batch, (self.config.seed, index), self.ranks.device)
         made = time.perf_counter()
         row_of_clip = [row for row in rows for _ in range(plan.clips_per_prompt)]
-        scores, means = self.scoring.score([(clips.video, clips.audio, row_of_clip)])
-        self.clips = [clips]
-        return self._gathered(clips.groups, scores, means), {
+        self.clips, own = [clips], self._part(len(row_of_clip))
+        batch_scores = [(clips.video[own], clips.audio[own], row_of_clip[own])] if row_of_clip[own] else []
+        scores, means = self.scoring.score(batch_scores)
+        return self._gathered(clips.groups[own], scores, means), {
             "rollout": made - start,
             "score": time.perf_counter() - made,
         }
@@ -89,15 +94,18 @@ class LocalExecutor:
         with policy.averaged():
             made = [roll_out(policy, plan, batch, key, self.ranks.device) for batch in self.held_out_batches]
         own = [take(clips, torch.arange(part.count)) for part, clips in zip(self.held_out, made, strict=True)]
+        whole = [(clips.video, clips.audio, part.own) for part, clips in zip(self.held_out, own, strict=True)]
+        parts = [self._part(len(rows)) for _, _, rows in whole]
         batches = [
-            (clips.video, clips.audio, part.own)
-            for part, clips in zip(self.held_out, own, strict=True)
-            if part.count
+            (video[part], audio[part], rows[part])
+            for (video, audio, rows), part in zip(whole, parts, strict=True)
+            if rows[part]
         ]
         scores, means = self.scoring.score(batches, held_out=True)
         if self.ranks.rank == 0:
-            self.written = self._write(batches, self.learner.run.out / SAMPLES / f"round-{rounds}")
-        groups = torch.cat([clips.groups for clips in own])
+            filled = [batch for batch in whole if batch[2]]
+            self.written = self._write(filled, self.learner.run.out / SAMPLES / f"round-{rounds}")
+        groups = torch.cat([clips.groups[part] for clips, part in zip(own, parts, strict=True)])
         return self._gathered(groups, scores, means, self.config.rubric.watched)
 
     def take_written(self) -> list[Path]:
@@ -106,6 +114,13 @@ class LocalExecutor:
 
     def close(self) -> None:
         self.scoring.scorer.close()
+
+    def _part(self, count: int) -> slice:
+        """Which of a context group's `count` clips this rank scores: all of them where it is alone."""
+        groups = self.groups
+        if not isinstance(groups, GroupRanks):
+            return slice(0, count)
+        return slice(count * groups.place // groups.size, count * (groups.place + 1) // groups.size)
 
     def _encoded(self, rows: Sequence[PromptRow], clips: int, whole: Sequence[PromptRow]) -> PromptBatch:
         """Prompts of this rank, `clips` times each; `whole`: those of all ranks."""

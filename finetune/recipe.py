@@ -136,10 +136,9 @@ class AlignConfig:
         object.__setattr__(self, "phases", {name: self.phases.get(name, known[name]) for name in known})
         if self.mixed_precision not in ("fp32", "bf16"):
             raise ValueError(f"mixed_precision: expected fp32 or bf16, got {self.mixed_precision!r}")
-        if self.parallel.context != 1:
+        if self.parallel.context < 1 or self.parallel.replicas < 1:
             raise ValueError(
-                f"parallel.context {self.parallel.context}: alignment's clips are short and are not split; "
-                "set it to 1"
+                f"parallel.context and parallel.replicas must be at least 1, got {self.parallel}"
             )
         for name in ("checkpoint_every", "keep_last", "max_flat_rounds", "max_skips"):
             if getattr(self, name) < 1:
@@ -176,6 +175,12 @@ class AlignConfig:
         return RolloutPlan("default", self.stop.prompts, 1, self.deployed, phase.rollout_batch)
 
     def check_ranks(self, world_size: int) -> None:
-        """Raises ValueError if a phase's groups do not divide over the ranks."""
+        """Raises ValueError if ranks do not divide into context groups, or a phase's groups over those."""
+        parts = self.parallel.context * self.parallel.replicas
+        if world_size % parts:
+            raise ValueError(
+                f"parallel.replicas {self.parallel.replicas} x parallel.context {self.parallel.context} does "
+                f"not divide {world_size} ranks; choose divisors"
+            )
         for objective in self.objectives():
-            objective.check_ranks(world_size)
+            objective.check_ranks(world_size // self.parallel.context)

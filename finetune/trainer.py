@@ -28,6 +28,8 @@ class Trainer:
 
     def __init__(self, policy: LoraPolicy, ranks: Ranks, config: AlignConfig) -> None:
         self.policy, self.ranks, self.config = policy, ranks, config
+        # the ranks of a context group hold the same clips, which count once
+        self.groups = ranks.in_groups(config.parallel.context)
         self.optimizer = torch.optim.AdamW(
             policy.parameters, lr=1.0, betas=(0.9, 0.999), weight_decay=config.weight_decay
         )
@@ -76,7 +78,7 @@ class Trainer:
         The others would cost compute without gradient; equal counts keep collectives in step.
         """
         valid = batch.valid[rows]
-        most = int(self.ranks.gathered(valid.sum()[None]).max())
+        most = int(self.groups.gathered(valid.sum()[None]).max())
         return torch.cat([rows[valid], rows[~valid]])[:most]
 
     def _step(
@@ -90,7 +92,7 @@ class Trainer:
         """One optimizer step; adds to `sums` and `norms`."""
         rows = torch.arange(len(batch.valid)).split(objective.phase.micro_batch)
         parts = [take(batch, some) for some in rows if len(some)]
-        count = self.ranks.summed(
+        count = self.groups.summed(
             sum((objective.count(part).cpu() for part in parts), torch.zeros((), dtype=torch.float64))
         )
         if not count:
@@ -107,7 +109,7 @@ class Trainer:
         # added up on the device: one look at it for all of them
         stacked = sum(torch.stack([found[name] for name in names]) for found in metrics)
         assert isinstance(stacked, Tensor)
-        for name, value in zip(names, self.ranks.summed(stacked), strict=True):
+        for name, value in zip(names, self.groups.summed(stacked), strict=True):
             sums[name] = sums.get(name, torch.zeros(2, dtype=torch.float64)) + value
         norms.append(self._apply())
 

@@ -21,8 +21,10 @@ class MemoryMeter(TorchDispatchMode):
     What a kernel takes within itself is not seen. A mode of dispatch slows small operations several times.
     """
 
-    def __init__(self, there: Iterable[Tensor] = ()) -> None:
+    def __init__(self, there: Iterable[Tensor] = (), meta: bool = False) -> None:
+        """meta: what is on the meta device counts as if it were held, and nothing else does."""
         super().__init__()
+        self.meta = meta
         self.peak = self._since = 0
         self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         for tensor in there:
@@ -36,7 +38,7 @@ class MemoryMeter(TorchDispatchMode):
             storage = reference()
             if storage is None:
                 gone.append(key)
-            elif storage.device.type != "meta":
+            elif (storage.device.type == "meta") == self.meta:
                 total += storage.nbytes()
         for key in gone:
             del self._storages[key]

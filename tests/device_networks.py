@@ -162,3 +162,46 @@ def whisper(folder: Path) -> Crossings:
             return (model(heard, decoder_input_ids=start).logits.cpu(),)
 
     return _compared({"net": network}, run)
+
+
+def clap(folder: Path) -> Crossings:
+    """Sounds and texts by the encoder's own calls; its extractor works on the host."""
+    from test_rewards_clap import save_tiny_clap
+
+    from rewards.semantic.clap import ClapEncoder
+
+    made = ClapEncoder.load(save_tiny_clap(folder))
+    sounds = [np.tile(SOUND, 3), SOUND]
+
+    def run(networks: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        made._device = str(next(networks["net"].parameters()).device)
+        return made.embed_sounds(sounds), made.embed_texts(["rain", "a dog"])
+
+    return _compared({"net": made._model}, run)
+
+
+class Axes(nn.Module):
+    """Called as Audiobox's class is, with a mean and a map of each axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Linear(160, 4)
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        sound = torch.where(batch["mask"], batch["wav"], 0.0).reshape(len(batch["wav"]), 1000, 160).mean(1)
+        return dict(zip(("CE", "CU", "PC", "PQ"), self.map(sound).unbind(1), strict=True))
+
+
+def audiobox() -> Crossings:
+    """The reward around its network, a stand-in with the network's inputs and outputs."""
+    from rewards.quality.audiobox import AXES, AudioboxAesthetics
+
+    torch.manual_seed(0)
+    reward = AudioboxAesthetics(Axes(), {axis: (5.0, 1.0) for axis in AXES})
+    sounds = [SOUND, np.tile(SOUND, 11)]
+
+    def run(networks: dict[str, Any]) -> tuple[np.ndarray]:
+        reward._device = str(next(networks["net"].parameters()).device)
+        return (np.array([score.value for score in reward._score(sounds)]),)
+
+    return _compared({"net": reward._model}, run)

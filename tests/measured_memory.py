@@ -27,11 +27,11 @@ from pretrain.memory_meter import MemoryMeter, tensors_of
 from pretrain.model.flavors import build_model, flavor
 from pretrain.model.quantised import halve, quantise_base
 from pretrain.recipe import ParallelConfig, PretrainConfig
-from pretrain.sampling import LatentRates, SamplerConfig, sample
+from pretrain.sampling import LatentRates, SamplerConfig, integrate, sample
 from pretrain.titan.dry_run import SET, RehearsingTrainer, SampleSet
 from pretrain.titan.ranks import Ranks, shard
 from pretrain.titan.train_spec import create_moments
-from pretrain.types import Conditioning, Stream, cache_flags, num_audio_tokens
+from pretrain.types import Conditioning, Stream, Velocity, cache_flags, num_audio_tokens
 
 FLAVOR, FRAMES, SIDE, TEXT = "mini", 7, 16, 64  # latent frames, latent rows and columns, text tokens
 TOKENS = num_audio_tokens(4 * FRAMES - 3, 24.0)
@@ -85,8 +85,8 @@ def inputs() -> tuple[Stream, Stream, Conditioning]:
     return given
 
 
-def alignment(base: str, checkpointing: str) -> int:
-    """A step of LoRA with a second adapter, sharded as alignment shards it."""
+def learner(base: str, checkpointing: str) -> tuple[LoraPolicy, torch.optim.Optimizer]:
+    """A policy sharded as alignment shards it, with its optimizer's moments."""
     with torch.device("meta"):
         model = inject(build_model(flavor(FLAVOR)), LoraConfig(rank=RANK, base=base))  # type: ignore[arg-type]
     parallel = ParallelConfig(activation_checkpointing=checkpointing)  # type: ignore[arg-type]
@@ -95,10 +95,35 @@ def alignment(base: str, checkpointing: str) -> int:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-    policy, given = LoraPolicy(model), inputs()
+    policy = LoraPolicy(model)
     optimizer = torch.optim.AdamW(policy.parameters, lr=1e-3)
     create_moments(optimizer)
-    with MemoryMeter([*tensors_of(model, optimizer), *policy.ema.weights.values()]) as meter:
+    return policy, optimizer
+
+
+def held_by(policy: LoraPolicy, optimizer: torch.optim.Optimizer) -> MemoryMeter:
+    return MemoryMeter([*tensors_of(policy.model, optimizer), *policy.ema.weights.values()])
+
+
+def rollouts(base: str) -> int:
+    """Two Euler steps of the policy that rolls out, on its shards and in bf16."""
+    policy, optimizer = learner(base, "none")
+    video, audio, conditioning = inputs()
+    sampler = SamplerConfig(solver="euler", steps=2, guidance=NO_GUIDANCE)
+
+    def velocity(some_video: Stream | None, some_audio: Stream | None) -> Velocity:
+        return policy.guided("old", some_video, some_audio, conditioning, NO_GUIDANCE)
+
+    with held_by(policy, optimizer) as meter:
+        integrate(velocity, Latents(video.latents, audio.latents), LatentRates(6.0, 25.0), sampler)
+    return meter.peak
+
+
+def alignment(base: str, checkpointing: str) -> int:
+    """A step of LoRA with a second adapter."""
+    policy, optimizer = learner(base, checkpointing)
+    given = inputs()
+    with held_by(policy, optimizer) as meter:
         old, now = (policy.velocity(role, *given) for role in ("old", "default"))  # type: ignore[arg-type]
         sum((mine - theirs).square().mean() for mine, theirs in zip(now, old, strict=True)).backward()
         optimizer.step()
@@ -130,6 +155,9 @@ def main() -> None:
         ("align fp32 none", alignment("fp32", "none")),
         ("align int8 none", alignment("int8", "none")),
         ("align int8 full", alignment("int8", "full")),
+        ("rollout fp32", rollouts("fp32")),
+        ("rollout bf16", rollouts("bf16")),
+        ("rollout int8", rollouts("int8")),
         ("generate fp32", generation("fp32")),
         ("generate bf16", generation("bf16")),
         ("generate int8", generation("int8")),

@@ -1,4 +1,3 @@
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -93,10 +92,3 @@ def test_validation_clips_that_do_not_split_are_refused_before_training(tmp_path
         ValueError, match="data set 'validation': a frame of 1 x 1 tokens does not split over 2 ranks"
     ):
         Validator(run, 0, 2, torch.device("cpu"))
-
-
-def test_alignment_refuses_context_groups():
-    from finetune.recipe import AlignConfig
-
-    with pytest.raises(ValueError, match=r"parallel\.context 2: alignment's clips are short"):
-        dataclasses.replace(AlignConfig(), parallel=ParallelConfig(context=2))

@@ -148,6 +148,17 @@ BY_LENGTH = ends("rewards/timbre/encoder.py", {"by_length": (2, 2)})  # two leng
 VOICES = {**BY_LENGTH, "send rewards/timbre/redimnet_mel.py log_mel": (4, "per batch: filters and window")}
 SYNC = ends("rewards/sync/inference.py", {"_divided": (2, 0), "_stacked": (0, 2), "sound": (0, 1)})
 
+CLAP = {
+    "read rewards/semantic/clap.py _unit": (2, "per call: the answers of sounds and of texts"),
+    "read rewards/semantic/clap.py embed_sounds": (1, "per batch: the network looks which sounds are long"),
+    "send rewards/semantic/clap.py embed_sounds": (1, CODEC_ENDS),
+    "send rewards/semantic/clap.py embed_texts": (2, CODEC_ENDS),
+}
+AUDIOBOX = {
+    "read rewards/quality/audiobox.py _score": (1, CODEC_ENDS),
+    "send rewards/quality/audiobox.py _answer": (2, "per batch: sounds and their masks"),
+}
+
 
 def test_ltx_sound_codec():
     check(networks.ltx, LTX)
@@ -173,6 +184,14 @@ def test_voice_rewards(name, held):
 
 def test_syncnet():
     check(networks.syncnet, SYNC)
+
+
+def test_clap(tmp_path):
+    check(partial(networks.clap, tmp_path), CLAP)
+
+
+def test_audiobox():
+    check(networks.audiobox, AUDIOBOX)
 
 
 @pytest.mark.slow

@@ -15,9 +15,13 @@ LETTERS = {letter: i + 5 for i, letter in enumerate("abcdefghijklmnopqrstuvwxyzÄ
 
 @pytest.fixture(scope="module")
 def snapshot(tmp_path_factory):
+    return save_tiny_clap(tmp_path_factory.mktemp("clap"))
+
+
+def save_tiny_clap(folder):
+    """A random ClapModel with its extractor and tokenizer, as a snapshot would be."""
     from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, RobertaTokenizer
 
-    folder = tmp_path_factory.mktemp("clap")
     text = {
         "vocab_size": 40,
         "hidden_size": 32,

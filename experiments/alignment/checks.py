@@ -9,6 +9,7 @@ import torch
 
 from experiments.alignment.rubric_checks import check_rubric
 from experiments.scoring.latents import AlignScorer
+from experiments.scoring.reward_files import check_reward_files
 from finetune.adapters import check_adapter
 from finetune.align_run import AlignRun
 from finetune.gsb.pairs import PreferencePair
@@ -16,9 +17,11 @@ from finetune.joined_store import makers
 from finetune.pair_batches import open_pairs
 from finetune.prompts import PromptSet, read_prompt_set
 from finetune.rollout_store import RolloutStore, open_store
+from pretrain.clip_kind import by_kind
 from pretrain.codecs.base import Codecs, check_trained_on
 from pretrain.codecs.load import load_codecs
 from pretrain.model.checkpoint import ModelFolder, open_weights, read_model_folder
+from pretrain.model.context_parallel import check_degree, check_split
 from pretrain.model.flavors import build_model
 from pretrain.prompt import PromptRow
 
@@ -28,12 +31,14 @@ def check_before(run: AlignRun, ranks: int) -> list[str]:
 
     Raises ValueError or FileNotFoundError in one line that names the file, row or key.
     """
+    check_reward_files(run.scorer[1]["options"])
     run.identity()
     run.config.check_ranks(ranks)
     described = check_model(run)
     codecs = load_codecs(run.codec)
     check_codec(run, codecs, described)
     prompts = read_prompt_set(run.prompts, run.config, run.chosen, run.held_out)
+    check_context(run, prompts, described)
     notices = check_rubric(run, prompts)
     if run.pairs and run.clips:
         check_pairs(run, codecs, prompts, described)
@@ -62,6 +67,16 @@ def check_codec(run: AlignRun, codecs: Codecs, described: ModelFolder) -> None:
             f"{run.codec}: text of width {codecs.text.width}, but {run.base} ({described.flavor}) takes "
             f"{described.args.text_width}; give the codec that the model was trained with"
         )
+
+
+def check_context(run: AlignRun, prompts: PromptSet, described: ModelFolder) -> None:
+    """Raises ValueError where the model or the clips of a prompt do not split over a context group."""
+    args, size = described.args, run.config.parallel.context
+    check_degree(args, size)
+    for kind, rows in by_kind(prompts.rows(), run.config).items():
+        _, frames, height, width = kind.video_shape
+        audio = kind.audio_shape(run.config.fps)[1]
+        check_split(frames, height // args.patch_size, width // args.patch_size, audio, size, rows[0].where)
 
 
 def check_pairs(run: AlignRun, codecs: Codecs, prompts: PromptSet, described: ModelFolder) -> None:

@@ -98,7 +98,7 @@ def align_run(
         trackers=factories(job.recipe.tracking, tracker),
         scorer=(
             "experiments.scoring.latents:AlignScorer",
-            scorer_options(config, layout.corpus, codec, layout.syncnet),
+            scorer_options(config, layout.corpus, codec, layout.syncnet, files=job.recipe.reward_files),
         ),
         pairs=pairs,
         clips=clips,

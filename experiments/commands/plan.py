@@ -17,6 +17,9 @@ Size = Annotated[int | None, tyro.conf.arg(help="of a clip; default: as the reci
 FLAVOR_CLIP = {"frames": 145, "height": 704, "width": 1280, "fps": 24.0}  # where NAME is no recipe
 
 
+RecipeOrFlavor = Annotated[
+    str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME", help="a recipe, or a flavor of the model")
+]
 PeakTflops = Annotated[float, tyro.conf.arg(help="of one GPU; 989 is an H100 or H200 in dense bf16")]
 WorkOption = Annotated[
     Literal["train", "lora", "align", "generate"],
@@ -36,15 +39,28 @@ EncodePixels = Annotated[
         "--device cuda` measures it (per_s of video_encode); 0 = not known"
     ),
 ]
+AlignFlag = Annotated[
+    bool,
+    tyro.conf.arg(
+        help="of a round of the recipe's alignment: seconds, memory and cost by part; sizes, LoRA, base, "
+        "checkpointing and micro-batches are those of its `align` section"
+    ),
+]
+SecondsPerClip = Annotated[
+    tyro.conf.UseAppendAction[tuple[str, ...]],
+    tyro.conf.arg(
+        metavar="NAME=SECONDS",
+        help="with --align: measured seconds of `decode` or of a reward for one clip on one GPU, in place of "
+        "those that follow from FLOPs; may be repeated",
+    ),
+]
 DryRunStep = Annotated[
     bool, tyro.conf.arg(help="build, shard and run one step on one CPU, with simulated ranks")
 ]
 
 
 def plan(
-    name: Annotated[
-        str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME", help="a recipe, or a flavor of the model")
-    ],
+    name: RecipeOrFlavor,
     /,
     gpus: int = 8,
     frames: Size = None,
@@ -64,6 +80,8 @@ def plan(
     clips: Annotated[int, tyro.conf.arg(help="of the data set: adds encoding, storage, GPU hours, cost")] = 0,
     price: Annotated[float, tyro.conf.arg(help="of one GPU for an hour, in any currency")] = 0.0,
     encode_pixels_per_s: EncodePixels = 0.0,
+    align: AlignFlag = False,
+    seconds_per_clip: SecondsPerClip = (),
     dry_run: DryRunStep = False,
     settings: SetOptions = (),
     as_json: JsonFlag = False,
@@ -74,32 +92,46 @@ def plan(
     `generate` section gives the clip, or a flavor of the model at 145 x 704 x 1280. Nothing is allocated.
     --clips N --price P adds what N clips and the training cost:
       nava plan nava_6b --gpus 128 --clips 1000000 --price 2.5 --encode-pixels-per-s 4e7
+    --align plans a round of the recipe's alignment: nava plan nava_6b --align --gpus 64 --price 2.5
     With --dry-run the model is also built, cut into the shards of one rank among --gpus, and taken through
     one step of a tiny clip with simulated collectives.
     """
+    from experiments.commands.plan_round import check_seconds, plan_round
     from experiments.commands.plan_table import show
-    from pretrain.model.flavors import flavor
-    from pretrain.model.plan import assumptions, clip_shape, plan_model, step_seconds
-    from pretrain.plan_schedule import plan_schedule
+    from pretrain.model.plan import assumptions, plan_model
 
-    recipe = _recipe(name, settings)
+    recipe, sizes = _recipe(name, settings), {"frames": frames, "height": height, "width": width, "fps": fps}
+    speed = {"mfu": mfu, "peak_tflops": peak_tflops}
+    check_seconds(seconds_per_clip, align)
+    if align:
+        return plan_round(recipe, gpus, context, replicas, sizes, seconds_per_clip, speed, price, as_json)
     config = recipe.pretrain if recipe else None
     flavor_name = config.flavor if config else name
-    clip = _clip_of(recipe, frames=frames, height=height, width=width, fps=fps)
+    clip = _clip_of(recipe, **sizes)
     spread = {"context": context, "replicas": replicas, "local_batch": local_batch}
     held = {"checkpointing": checkpointing, "work": work, "base": base, "rank": rank, "moments": moments}
     found = plan_model(flavor_name, gpus, **clip, **spread, **held, ema=not config or config.ema_decay > 0)
-    step_seconds(1.0, gpus, mfu, peak_tflops)
-    if config:
-        shape = clip_shape(flavor(flavor_name), **clip)
-        found["time"] = plan_schedule(config, shape, gpus, mfu, peak_tflops)
+    found |= _times(recipe, clip, gpus, **speed)
     rates = {"clips": clips, "price": price, "encode_pixels_per_s": encode_pixels_per_s}
-    if any(rates.values()):
-        found["costs"] = _costs(recipe, clip, gpus, found, rates)
+    found |= _costs(recipe, clip, gpus, found, rates)
     found["assumptions"] = assumptions(checkpointing, mfu, peak_tflops, work, base, moments)
     if dry_run:
         found["dry_run"] = _rehearsed(flavor_name, config, gpus, context, replicas, checkpointing)
     print(json.dumps(found, indent=1)) if as_json else show(found)
+
+
+def _times(
+    recipe: Recipe | None, clip: dict[str, Any], gpus: int, mfu: float, peak_tflops: float
+) -> dict[str, Any]:
+    from pretrain.model.flavors import flavor
+    from pretrain.model.plan import clip_shape, step_seconds
+    from pretrain.plan_schedule import plan_schedule
+
+    step_seconds(1.0, gpus, mfu, peak_tflops)
+    if recipe is None:
+        return {}
+    shape = clip_shape(flavor(recipe.pretrain.flavor), **clip)
+    return {"time": plan_schedule(recipe.pretrain, shape, gpus, mfu, peak_tflops)}
 
 
 def _costs(
@@ -110,13 +142,15 @@ def _costs(
     from pretrain.model.plan import clip_shape
     from pretrain.plan_costs import plan_costs
 
+    if not any(rates.values()):
+        return {}
     if recipe is None:
         raise ValueError("--clips, --price: a flavor has no stages to train; give a recipe")
     args, pixels = flavor(recipe.pretrain.flavor), clip["frames"] * clip["height"] * clip["width"]
     days = found["time"]["total"]["days"]
     size = DTYPES[recipe.encode.latent_dtype].itemsize
     shape = clip_shape(args, **clip)
-    return plan_costs(args, shape, pixels, recipe.pretrain, gpus, days, **rates, latent_bytes=size)
+    return {"costs": plan_costs(args, shape, pixels, recipe.pretrain, gpus, days, **rates, latent_bytes=size)}
 
 
 def _clip_of(recipe: Recipe | None, **given: float | None) -> dict[str, Any]:

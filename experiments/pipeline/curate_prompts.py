@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,9 +45,11 @@ class PromptChoiceConfig:
 
 def run(job: StageJob, tracker: SpoolTracker) -> None:
     layout, recipe = job.layout, job.recipe
+    rewards = list(recipe.align.rubric.weights())
+    options = recipe.reward_files.over(rewards, recipe.align.reward_options)
     curate_prompts(
         recipe.curate_prompts,
-        recipe.align,
+        dataclasses.replace(recipe.align, reward_options=options),
         layout.rollouts,
         layout.codec,
         layout.corpus,

@@ -11,6 +11,7 @@ from experiments.pipeline.votes import VotesConfig
 from experiments.preparation.config import PrepareConfig
 from experiments.report.evaluate import EvaluateConfig
 from experiments.runs.trackers import TrackingConfig
+from experiments.scoring.reward_files import RewardFiles
 from experiments.scoring.sets import ScoreConfig
 from experiments.studies.objectives.config import ObjectivesConfig
 from experiments.studies.paradigms.config import StudyConfig
@@ -49,6 +50,7 @@ class Recipe:
     curate_prompts: PromptChoiceConfig = field(default_factory=PromptChoiceConfig)
     votes: VotesConfig = field(default_factory=VotesConfig)
     align: AlignConfig = field(default_factory=AlignConfig)
+    reward_files: RewardFiles = field(default_factory=RewardFiles)  # of published rewards; no stage
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)  # of `nava finetune`; no stage
     ray: RayConfig = field(default_factory=RayConfig)  # of `nava align --ray`
     score: ScoreConfig = field(default_factory=ScoreConfig)

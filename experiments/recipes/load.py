@@ -17,7 +17,7 @@ import experiments.recipes
 from pretrain.config import nearest, one_line, override, plain_fields, read_yaml
 from rewards import plugins
 
-SUPPORT = {"base", "load"}
+SUPPORT = {"base", "full_size_alignment", "load"}
 
 
 def shipped_recipes() -> list[str]:

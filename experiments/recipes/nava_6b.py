@@ -2,14 +2,11 @@
 sections 2 and 3)."""
 
 from experiments.preparation.config import PrepareConfig
+from experiments.recipes import full_size_alignment
 from experiments.recipes.base import Recipe
-from finetune.lora import LoraConfig
-from finetune.objectives.nft import NftConfig, NftPhase, OldSchedule
-from finetune.recipe import AlignConfig, RubricConfig, StopConfig
 from pretrain.data.encoding.config import EncodeConfig
 from pretrain.data.stream.buckets import BucketConfig
 from pretrain.dropout import DropoutConfig
-from pretrain.flow.guidance import NO_GUIDANCE
 from pretrain.flow.path import LevelConfig
 from pretrain.generation.config import GenerateConfig
 from pretrain.objective import ObjectiveConfig
@@ -59,52 +56,9 @@ def nava_6b() -> Recipe:
             parallel=ParallelConfig(activation_checkpointing="full", compile_blocks=True),
             validate_every=1000,
         ),
-        align=_align(),
-    )
-
-
-def _align() -> AlignConfig:
-    """DiffusionNFT of the published weights, from prompts that are given (`nava align --prompts`).
-
-    The paper publishes no alignment, so the numbers are those of others who align models of this size.
-    Published: LoRA 64/128 (verl, LTX-2.3 and MiniMax-H3), rate 1e-4 (Flow-Factory's NFT), advantages clipped
-    at 5, weight decay 1e-4, gradients clipped at 1, unguided ODE rollouts of 20 steps (OmniNFT, LTX-2), the
-    old policy's schedule (NVlabs' type 1). Ours: everything else.
-    """
-    return AlignConfig(
-        sequence=("nft",),
-        phases={
-            "nft": NftPhase(
-                rounds=60,
-                # published are 32 to 48 prompts of 8 to 24 clips; 64 divide over 8 and over 64 ranks
-                prompts_per_round=64,
-                clips_per_prompt=8,
-                epochs=1,
-                steps_per_epoch=2,
-                micro_batch=1,
-                rollout_batch=1,
-                lr=1e-4,
-                sampler=SamplerConfig(solver="euler", steps=20, shift=5.0, guidance=NO_GUIDANCE),
-                # published are 1e-4, by which long runs hacked their rewards
-                objective=NftConfig(beta=1.0, max_advantage=5.0, reference_weight=1e-2),
-                old=OldSchedule(slope=0.001, limit=0.5),
-            )
-        },
-        lora=LoraConfig(rank=64, alpha=128.0),
-        # ReDimNet conditions the model, so the voice is compared by another encoder. Each reward needs its
-        # weights: align.reward_options, or `options` of a rubric file
-        rubric=RubricConfig(
-            audio={"wer_whisper": 1.0, "sim_wavlm_ecapa": 0.5},
-            sync={"syncnet": 1.0},
-        ),
-        stop=StopConfig(prompts=64, every=5),
-        curated_prompts=False,
-        weight_decay=1e-4,
-        grad_clip=1.0,
-        parallel=ParallelConfig(activation_checkpointing="full"),
-        num_frames=145,
-        height=704,
-        width=1280,
+        align=full_size_alignment.alignment(),
+        reward_files=full_size_alignment.reward_files(),
+        ray=full_size_alignment.ray(),
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from experiments.scoring.clips import ClipFile, clip_file
 from experiments.scoring.options import reward_options
+from experiments.scoring.reward_files import RewardFiles
 from experiments.scoring.samples import FPS
 from experiments.scoring.score import score_clips
 from finetune.rollout_store import RolloutStore
@@ -119,13 +120,21 @@ class AlignScorer:
 
 
 def scorer_options(
-    align: Any, corpus: Path, codec: Path, syncnet: Path, num_processes: int = 1
+    align: Any,
+    corpus: Path,
+    codec: Path,
+    syncnet: Path,
+    num_processes: int = 1,
+    files: RewardFiles | None = None,
 ) -> dict[str, Any]:
-    """Keyword arguments of AlignScorer for a recipe's `align` section and stage outputs, as JSON values."""
+    """Keyword arguments of AlignScorer for a recipe's `align` section and stage outputs, as JSON values.
+
+    files: of the published rewards; `align.reward_options` come before them.
+    """
     weights, judges = align.rubric.weights(), list(align.rubric.watched)
-    options = reward_options(
-        [*weights, *judges], corpus, syncnet, num_processes=num_processes, given=align.reward_options
-    )
+    names = [*weights, *judges]
+    given = (files or RewardFiles()).over(names, align.reward_options)
+    options = reward_options(names, corpus, syncnet, num_processes=num_processes, given=given)
     return {
         "codec": str(codec.absolute()),
         "weights": weights,

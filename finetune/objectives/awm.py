@@ -24,7 +24,7 @@ from torch import Tensor
 
 from finetune.noising import Levels, draw, mean_square, metric, noised, usable, velocities
 from finetune.objectives.anchors import Anchor, anchor, distance_metrics, held
-from finetune.objectives.base import Phase, TrustRegionObjective
+from finetune.objectives.base import Passes, Phase, TrustRegionObjective
 from finetune.objectives.surrogate import clipped, clipped_loss
 from finetune.types import Key, ObjectiveLoss, Policy, Role, RolloutsWithAdvantage
 from pretrain.flow.path import velocity_target
@@ -125,3 +125,6 @@ class Awm(TrustRegionObjective[AwmPhase]):
 
     def loss(self, policy: Policy, batch: RolloutsWithAdvantage, key: Key) -> ObjectiveLoss:
         return loss(policy, batch, self.phase.objective, key)
+
+    def passes(self) -> Passes:
+        return Passes(frozen=1.0 + bool(self.phase.objective.reference_weight))

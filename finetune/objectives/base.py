@@ -104,6 +104,14 @@ class RolloutPlan:
     stochastic: StochasticSteps | None = None  # the steps to keep as a trajectory
 
 
+@dataclass(frozen=True)
+class Passes:
+    """Forward passes of the model that a loss takes for one clip, in one epoch."""
+
+    trained: float = 1.0  # with gradient
+    frozen: float = 2.0  # without: of `old` and of the reference
+
+
 class PreferenceFiles(Protocol):
     """Paths of preference data; implemented by AlignRun."""
 
@@ -183,6 +191,10 @@ class Objective(ABC, Generic[PhaseT]):
     @abstractmethod
     def loss(self, policy: Policy, batch: Any, key: Key) -> ObjectiveLoss:
         """The SUM over what `count` counts, with gradient."""
+
+    def passes(self) -> Passes:
+        """What `loss` costs, for `nava plan --align`."""
+        return Passes()
 
     def after_round(self, rounds: int, executor: OldPolicy) -> Mapping[str, float]:
         """Called after the updates of a round; `rounds` of this phase came before it. Returns metrics.

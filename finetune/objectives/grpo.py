@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from finetune.noising import mean_square, metric, streams_at, usable, velocities
-from finetune.objectives.base import Phase, RolloutPlan, TrustRegionObjective
+from finetune.objectives.base import Passes, Phase, RolloutPlan, TrustRegionObjective
 from finetune.objectives.surrogate import clipped, clipped_loss
 from finetune.sde import Kernel, StochasticSteps, joint_log_prob, normalised_log_ratio, replay
 from finetune.types import Key, ObjectiveLoss, Policy, Rollout, RolloutsWithAdvantage, Trajectory
@@ -216,3 +216,9 @@ class Grpo(TrustRegionObjective[GrpoPhase]):
 
     def loss(self, policy: Policy, batch: RolloutsWithAdvantage, key: Key) -> ObjectiveLoss:
         return loss(policy, batch, self.phase.objective, key)
+
+    def passes(self) -> Passes:
+        """`old` is not asked in the first of a round's optimizer steps, which is on policy."""
+        phase = self.phase
+        asked = 1.0 - 1.0 / (phase.epochs * phase.steps_per_epoch)
+        return Passes(phase.window, phase.window * (asked + bool(phase.objective.reference_weight)))

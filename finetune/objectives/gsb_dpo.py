@@ -23,7 +23,7 @@ from torch.nn.functional import logsigmoid
 from finetune.gsb.pairs import PreferencePair, tie_rates, tie_shares
 from finetune.gsb.votes import AXES
 from finetune.noising import Levels, draw, mean_square, metric, noised, velocities
-from finetune.objectives.base import Objective, Phase, PreferenceFiles
+from finetune.objectives.base import Objective, Passes, Phase, PreferenceFiles
 from finetune.types import FIRST, NO_LABEL, SECOND, TIE, Key, ObjectiveLoss, Policy, PreferencePairs
 from pretrain.codecs.base import Codecs
 from pretrain.flow.path import velocity_target
@@ -307,3 +307,6 @@ class GsbDpo(Objective[GsbDpoPhase]):
 
     def loss(self, policy: Policy, batch: PreferencePairs, key: Key) -> ObjectiveLoss:
         return loss(policy, batch, self.config, key)
+
+    def passes(self) -> Passes:
+        return Passes(frozen=1.0)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from finetune.noising import Levels, draw, mean_square, metric, noised, over, usable, velocities
-from finetune.objectives.base import Objective, OldPolicy, Phase, RolloutPlan
+from finetune.objectives.base import Objective, OldPolicy, Passes, Phase, RolloutPlan
 from finetune.types import Key, ObjectiveLoss, Policy, RolloutsWithAdvantage
 
 SMALLEST_ERROR = 1e-5
@@ -170,6 +170,9 @@ class Nft(Objective[NftPhase]):
 
     def loss(self, policy: Policy, batch: RolloutsWithAdvantage, key: Key) -> ObjectiveLoss:
         return loss(policy, batch, self.phase.objective, key)
+
+    def passes(self) -> Passes:
+        return Passes(frozen=1.0 + bool(self.phase.objective.reference_weight))
 
     def after_round(self, rounds: int, executor: OldPolicy) -> Mapping[str, float]:
         decay = self.phase.old.decay(rounds)

@@ -22,7 +22,7 @@ from torch import Tensor
 from finetune.advantage import ClipGroups
 from finetune.noising import Levels, draw, mean_square, metric, noised, usable, velocities
 from finetune.objectives.anchors import Anchor, anchor, distance_metrics, held
-from finetune.objectives.base import Phase, TrustRegionObjective
+from finetune.objectives.base import Passes, Phase, TrustRegionObjective
 from finetune.types import Advantage, Key, ObjectiveLoss, Policy, Role, RolloutsWithAdvantage
 from pretrain.flow.guidance import GuidanceScales
 from pretrain.flow.path import velocity_target
@@ -178,3 +178,7 @@ class Rwr(TrustRegionObjective[RwrPhase]):
 
     def loss(self, policy: Policy, batch: RolloutsWithAdvantage, key: Key) -> ObjectiveLoss:
         return loss(policy, batch, self.phase.objective, key)
+
+    def passes(self) -> Passes:
+        config = self.phase.objective
+        return Passes(frozen=float(bool(config.old_weight) + bool(config.reference_weight)))

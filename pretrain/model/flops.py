@@ -51,6 +51,26 @@ def frozen_training_flops(args: ModelArgs, shape: ClipShape) -> int:
     return 2 * forward_flops(args, shape) + self_attention_flops(args, shape) + _cross_attention(args, shape)
 
 
+def adapter_flops(args: ModelArgs, shape: ClipShape, rank: int) -> int:
+    """Forward pass of LoRA on all maps of attention and feed-forward of one clip; paradigm nava only.
+
+    Of a backward pass twice that: the gradients of both factors and of their inputs. Raises ValueError for
+    another paradigm.
+    """
+    if args.paradigm != "nava":
+        raise ValueError(f"the FLOPs of adapters are known for paradigm nava, not {args.paradigm}")
+    tokens, width = shape.video + shape.audio, args.width
+
+    def low(rows: int, inputs: int, outputs: int) -> int:
+        return _map(rows, inputs, rank) + _map(rows, rank, outputs)
+
+    # q, k, v, o of self-attention, q and o of cross-attention, both maps of the FFN
+    of_tokens = 6 * low(tokens, width, width) + 2 * low(tokens, width, args.ffn_width)
+    of_context = 2 * low(shape.context, width, width)
+    streams = args.num_alignment_blocks * len(shape.streams) + args.num_fusion_blocks
+    return (args.num_alignment_blocks + args.num_fusion_blocks) * of_tokens + streams * of_context
+
+
 def self_attention_flops(args: ModelArgs, shape: ClipShape) -> int:
     """Of the forward pass: queries times as many keys, and their values, in all blocks."""
     alone = sum(_attend(args, count, count) for count in shape.streams)

@@ -18,7 +18,7 @@ from pretrain.model.plan_sizes import (
 )
 
 Checkpointing = Literal["none", "selective", "full"]
-PlannedWork = Literal["train", "lora", "align", "generate"]
+PlannedWork = Literal["train", "lora", "align", "rollout", "generate"]
 MomentsFormat = Literal["fp32", "8bit", "host"]
 # bytes of both of AdamW's moments, per trained parameter, on the GPU; 8 bits: a scale in fp32 for 256 values
 MOMENT_BYTES: dict[MomentsFormat, float] = {"fp32": 8.0, "8bit": 2 * (1 + 4 / 256), "host": 0.0}
@@ -40,9 +40,9 @@ class Setup:
     local_batch: int = 1  # clips of one micro-batch, per group of `context` GPUs
     micro_batches: int = 2  # of a step; from two on, gradients wait while the next one is computed
     ema: bool = True
-    work: PlannedWork = (
-        "train"  # align: LoRA with a second adapter; generate: forward passes of a whole model
-    )
+    # align: LoRA with a second adapter; rollout: its forward passes on the same shards; generate: those of a
+    # whole model
+    work: PlannedWork = "train"
     base: Base = "fp32"  # what the weights are held in; training: fp32
     rank: int = 32  # of the adapters
     moments: MomentsFormat = "fp32"
@@ -72,12 +72,13 @@ class Setup:
     @property
     def adapters(self) -> int:
         """Adapters that the model carries: `default`, and in alignment `old`."""
-        return {"lora": 1, "align": 2}.get(self.work, 0)
+        return {"lora": 1, "align": 2, "rollout": 2}.get(self.work, 0)
 
 
 def memory_parts(args: ModelArgs, clip: ClipShape, setup: Setup) -> dict[str, float]:
     """Bytes per GPU at the peak of a step, computed in bf16, by part; they sum to what is needed."""
-    parts = (_generating if setup.work == "generate" else _training)(args, clip, setup)
+    ways = {"generate": _generating, "rollout": _rolling_out}
+    parts = ways.get(setup.work, _training)(args, clip, setup)
     if setup.on_cpu:
         return parts
     passing = sum(size for name, size in parts.items() if name not in STATES)
@@ -208,12 +209,32 @@ def _generating(args: ModelArgs, clip: ClipShape, setup: Setup) -> dict[str, flo
     in fp32, its cast, the input again and two hidden states, of which one lives while a quantised map is
     rounded for a product.
     """
-    size = FP32 if setup.base == "fp32" else BF16
-    tokens = (clip.video + clip.audio) * setup.local_batch
-    per_token = (8 * size + FP32 + 2 * size) * args.width + 2 * size * args.ffn_width
     return {
         "parameters": base_sizes(args, setup.base).total,
+        **_forward_parts(args, clip, setup, FP32 if setup.base == "fp32" else BF16),
+    }
+
+
+def _forward_parts(args: ModelArgs, clip: ClipShape, setup: Setup, size: int) -> dict[str, float]:
+    """Of a forward pass without gradient, activations of `size` bytes."""
+    tokens = (clip.video + clip.audio) / setup.context * setup.local_batch
+    per_token = (8 * size + FP32 + 2 * size) * args.width + 2 * size * args.ffn_width
+    return {
         "block": tokens * per_token + max(_rounded(args, setup) - tokens * size * args.ffn_width, 0.0),
         "embedders_and_heads": _embedders(args, clip, setup.local_batch),
         "latents": LATENTS_SAMPLED * _latents(args, clip, setup.local_batch),
+    }
+
+
+def _rolling_out(args: ModelArgs, clip: ClipShape, setup: Setup) -> dict[str, float]:
+    """Forward passes in bf16 on the shards of an alignment, whose states wait."""
+    adapters = FP32 * adapter_sizes(args, setup.rank) / setup.shards
+    return {
+        "parameters": base_sizes(args, setup.base).total / setup.shards,
+        "adapters": setup.adapters * adapters,
+        "optimizer": MOMENT_BYTES[setup.moments] * adapters / FP32,
+        "ema": adapters if setup.ema else 0.0,
+        "gathered_parameters": _gathered(args, setup)
+        + BF16 * setup.adapters * adapter_sizes(args, setup.rank),
+        **_forward_parts(args, clip, setup, BF16),
     }

@@ -47,6 +47,39 @@ class Ranks:
         dist.all_gather_object(texts, text)
         return texts
 
+    def in_groups(self, size: int) -> Ranks:
+        """Groups of `size` neighbours, which hold the same batch, as the ranks that have batches."""
+        return (
+            self if size == 1 else GroupRanks(self.rank // size, self.world_size // size, self.device, self)
+        )
+
+
+@dataclass(frozen=True)
+class GroupRanks(Ranks):
+    """Groups of neighbouring ranks, each as one rank; all members make the same calls with equal values."""
+
+    members: Ranks
+
+    @property
+    def size(self) -> int:
+        """Ranks of a group."""
+        return self.members.world_size // self.world_size
+
+    @property
+    def place(self) -> int:
+        """This rank's place within its group."""
+        return self.members.rank % self.size
+
+    def gathered(self, values: Tensor) -> Tensor:
+        whole = self.members.gathered(values)
+        return whole.unflatten(0, (self.world_size, self.size, -1))[:, 0].flatten(0, 1)
+
+    def summed(self, values: Tensor) -> Tensor:
+        return self.members.summed(torch.zeros_like(values) if self.place else values)
+
+    def gathered_texts(self, text: str) -> list[str]:
+        return self.members.gathered_texts(text)[:: self.size]
+
 
 def join() -> Ranks:
     """Join the process group that torchrun's environment describes."""

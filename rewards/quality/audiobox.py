@@ -51,15 +51,17 @@ class AudioboxAesthetics:
 
     name = "audiobox_pq"
 
-    def __init__(self, model: nn.Module, transform: Mapping[str, tuple[float, float]]) -> None:
-        """`model` maps {"wav", "mask"} of [B, 1, 160000] to {axis: [B]}.
+    def __init__(
+        self, model: nn.Module, transform: Mapping[str, tuple[float, float]], device: str = "cpu"
+    ) -> None:
+        """`model` maps {"wav", "mask"} of [B, 1, 160000] to {axis: [B]}, on `device`.
 
         `transform` has the mean and deviation of each axis.
         """
-        self._model, self._transform = model.eval(), dict(transform)
+        self._model, self._transform, self._device = model.to(device).eval(), dict(transform), device
 
     @classmethod
-    def load(cls, path: Path, sha256: str = "") -> AudioboxAesthetics:
+    def load(cls, path: Path, sha256: str = "", device: str = "cpu") -> AudioboxAesthetics:
         """From `checkpoint.pt`, or from `model.safetensors` with its `config.json` beside it.
 
         Raises ImportError without the package, FileNotFoundError and ValueError in one line for missing or
@@ -72,7 +74,7 @@ class AudioboxAesthetics:
             )
         path = checked(path, sha256, what="Audiobox-Aesthetics", licence=LICENCE, source=SOURCE)
         config, state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
-        return cls(_build(path, config, state), _transform(path, config))
+        return cls(_build(path, config, state), _transform(path, config), device)
 
     def score(self, clips: Sequence[Clip]) -> list[Score]:
         return score_prepared(clips, mono_16khz, self._score)
@@ -82,12 +84,13 @@ class AudioboxAesthetics:
         pieces = [windows(waveform) for waveform in waveforms]
         sounds, masks = (torch.cat([piece[i] for piece in pieces]) for i in (0, 1))
         batches = [
-            self._model({"wav": sounds[i : i + BATCH], "mask": masks[i : i + BATCH]})
-            for i in range(0, len(sounds), BATCH)
+            self._answer(sounds[i : i + BATCH], masks[i : i + BATCH]) for i in range(0, len(sounds), BATCH)
         ]
+        # one copy from the device for all axes
+        found = torch.stack([torch.cat([batch[axis] for batch in batches]) for axis in AXES]).cpu().double()
         values = {
-            axis: torch.cat([batch[axis] for batch in batches]).double() * std + mean
-            for axis, (mean, std) in self._transform.items()
+            axis: row * self._transform[axis][1] + self._transform[axis][0]
+            for axis, row in zip(AXES, found, strict=True)
         }
         shares = masks.double().mean(dim=(1, 2))
         scores, start = [], 0
@@ -99,6 +102,10 @@ class AudioboxAesthetics:
                 Score(value=axes["PQ"], parts={axis.lower(): axes[axis] for axis in AXES if axis != "PQ"})
             )
         return scores
+
+    def _answer(self, sounds: Tensor, masks: Tensor) -> Mapping[str, Tensor]:
+        """{axis: [B]} of windows [B, 1, 160000], on the model's device."""
+        return self._model({"wav": sounds.to(self._device), "mask": masks.to(self._device)})
 
 
 def windows(waveform: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -116,6 +116,13 @@ class WeightsOptions:
 
     weights: Path | None = None
     sha256: str = ""
+
+
+@dataclass(frozen=True)
+class DeviceOptions(WeightsOptions):
+    """Weights, and where the network runs: auto (a GPU where there is one), cpu, cuda, cuda:1."""
+
+    device: str = field(default="cpu", metadata=SPEED_ONLY)
 
 
 class WeightsMissing(ValueError):

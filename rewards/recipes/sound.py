@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rewards.base import Reward, Unscorable
+from rewards.devices import device_for
 from rewards.media_folder import left_out_line, scan_folder
 from rewards.options import one_line
-from rewards.recipes.base import SPEED_ONLY, NoOptions, Shared, WeightsOptions, needed
+from rewards.recipes.base import DeviceOptions, NoOptions, Shared, needed
 
 if TYPE_CHECKING:
     from rewards.semantic.clap import ClapEncoder
@@ -26,13 +27,6 @@ class BankOptions:
     bank: Path = Path("out/corpus/references")
 
 
-@dataclass(frozen=True)
-class DeviceOptions(WeightsOptions):
-    """Weights, and where the network runs."""
-
-    device: str = field(default="cpu", metadata=SPEED_ONLY)
-
-
 def sim_resemblyzer(options: NoOptions, shared: Shared) -> Reward:
     from rewards.timbre.similarity import TimbreSimilarity
 
@@ -44,9 +38,9 @@ def sim_wavlm_ecapa(options: DeviceOptions, shared: Shared) -> Reward:
     from rewards.timbre.similarity import TimbreSimilarity
     from rewards.timbre.wavlm_ecapa import WavlmEcapaEncoder
 
-    encoder = WavlmEcapaEncoder(
-        needed(options.weights, "sim_wavlm_ecapa"), options.sha256, device=options.device
-    )
+    name = "sim_wavlm_ecapa"
+    device = device_for(options.device, name)
+    encoder = WavlmEcapaEncoder(needed(options.weights, name), options.sha256, device=device)
     return TimbreSimilarity(encoder, "sim" if encoder.is_seed_tts else "")
 
 
@@ -55,9 +49,8 @@ def sim_redimnet(options: DeviceOptions, shared: Shared) -> Reward:
     from rewards.timbre.redimnet import ReDimNetEncoder
     from rewards.timbre.similarity import TimbreSimilarity
 
-    return TimbreSimilarity(
-        ReDimNetEncoder(needed(options.weights, "sim_redimnet"), options.sha256, device=options.device)
-    )
+    weights, device = needed(options.weights, "sim_redimnet"), device_for(options.device, "sim_redimnet")
+    return TimbreSimilarity(ReDimNetEncoder(weights, options.sha256, device=device))
 
 
 def voice_accuracy(options: BankOptions, shared: Shared) -> Reward:
@@ -85,23 +78,23 @@ def noise_estimate(options: NoOptions, shared: Shared) -> Reward:
     return NoiseEstimate()
 
 
-def audiobox(options: WeightsOptions, shared: Shared) -> Reward:
+def audiobox(options: DeviceOptions, shared: Shared) -> Reward:
     from rewards.quality.audiobox import AudioboxAesthetics
 
-    path = needed(options.weights, "audiobox_pq")
+    path, device = needed(options.weights, "audiobox_pq"), device_for(options.device, "audiobox_pq")
     try:
-        return AudioboxAesthetics.load(path, options.sha256)
+        return AudioboxAesthetics.load(path, options.sha256, device=device)
     except ImportError as error:
         raise ValueError(f"audiobox_pq: {error}") from None
 
 
-def fd_verse_bench(options: WeightsOptions, shared: Shared) -> Reward:
+def fd_verse_bench(options: DeviceOptions, shared: Shared) -> Reward:
     from rewards.semantic.clap import VerseBenchDistance
 
     return VerseBenchDistance(_clap(options, shared, "fd_verse_bench"))
 
 
-def clap_text(options: WeightsOptions, shared: Shared) -> Reward:
+def clap_text(options: DeviceOptions, shared: Shared) -> Reward:
     from rewards.semantic.clap import TextSoundCosine
 
     return TextSoundCosine(_clap(options, shared, "clap_text_cosine"))
@@ -113,11 +106,12 @@ def _resemblyzer(shared: Shared) -> ResemblyzerEncoder:
     return shared.get("resemblyzer", ResemblyzerEncoder)
 
 
-def _clap(options: WeightsOptions, shared: Shared, name: str) -> ClapEncoder:
+def _clap(options: DeviceOptions, shared: Shared, name: str) -> ClapEncoder:
     from rewards.semantic.clap import ClapEncoder
 
-    folder = needed(options.weights, name)
-    return shared.get(("clap", folder, options.sha256), lambda: ClapEncoder.load(folder, options.sha256))
+    folder, device = needed(options.weights, name), device_for(options.device, name)
+    key = ("clap", folder, options.sha256, device)
+    return shared.get(key, lambda: ClapEncoder.load(folder, options.sha256, device=device))
 
 
 def _bank_files(bank: Path) -> list[Path]:

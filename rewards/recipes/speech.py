@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rewards.base import Reward
-from rewards.recipes.base import SPEED_ONLY, Shared, WeightsOptions, needed
+from rewards.devices import device_for
+from rewards.recipes.base import SPEED_ONLY, DeviceOptions, Shared, needed
 
 if TYPE_CHECKING:
     from rewards.speech.recognizer import Recognizer
@@ -36,7 +37,7 @@ class PocketSphinxOptions(VocabularyOptions):
 
 
 @dataclass(frozen=True)
-class WhisperOptions(WeightsOptions):
+class WhisperOptions(DeviceOptions):
     """A downloaded model folder.
 
     `name` whisper_large_v3 (checked by its shape) gives the benchmark's metric name. `language` is that of
@@ -49,7 +50,6 @@ class WhisperOptions(WeightsOptions):
     scoring: AnyScoringName = ""
     normalizer: Path | None = None
     batch_size: int = field(default=8, metadata=SPEED_ONLY)
-    device: str = field(default="cpu", metadata=SPEED_ONLY)
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def wer_whisper(options: WhisperOptions, shared: Shared) -> Reward:
         name=options.name,
         language=options.language,
         batch_size=options.batch_size,
-        device=options.device,
+        device=device_for(options.device, "wer_whisper"),
     )
     return WordErrorRate(transcriber, scoring)
 

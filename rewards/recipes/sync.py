@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from rewards.base import Reward
-from rewards.recipes.base import NoOptions, Shared, WeightsOptions, needed
+from rewards.devices import device_for
+from rewards.recipes.base import DeviceOptions, NoOptions, Shared, needed
 from rewards.sync.crops import CropSource
 from rewards.sync.faces import Detector
 
@@ -31,7 +32,7 @@ class JudgeOptions(MiniOptions):
 
 
 @dataclass(frozen=True)
-class PublishedOptions(WeightsOptions):
+class PublishedOptions(DeviceOptions):
     """syncnet_v2.model, a face detector (YuNet needs its own file) and a published tracking variant."""
 
     detector: DetectorName = "haar"
@@ -63,7 +64,8 @@ def syncnet(options: PublishedOptions, shared: Shared) -> Reward:
     net = load_published(needed(options.weights, "syncnet"), options.sha256)
     variants = (tracking.SYNCNET_PYTHON, tracking.LATENTSYNC, tracking.VERSE_BENCH, tracking.AS_GIVEN)
     variant = next(variant for variant in variants if variant.name == options.tracking)
-    return SyncReward(net, FaceTracks(_detector(options), variant), name="syncnet")
+    device = device_for(options.device, "syncnet")
+    return SyncReward(net, FaceTracks(_detector(options), variant), name="syncnet", device=device)
 
 
 def _mini(options: MiniOptions, name: str) -> Reward:

@@ -32,8 +32,10 @@ SOURCE = "huggingface.co/laion/clap-htsat-fused"
 class ClapEncoder:
     """Embeddings of unit length in the space that sounds and texts share."""
 
-    def __init__(self, model: Any, extractor: Any, tokenizer: Any, seed: int = 0) -> None:
-        """transformers' ClapModel, ClapFeatureExtractor and tokenizer.
+    def __init__(
+        self, model: Any, extractor: Any, tokenizer: Any, seed: int = 0, device: str = "cpu"
+    ) -> None:
+        """transformers' ClapModel (which goes to `device`), ClapFeatureExtractor and tokenizer.
 
         `seed` fixes the random crops of sounds over 10 s.
         """
@@ -41,10 +43,11 @@ class ClapEncoder:
             raise ValueError(
                 f"CLAP's feature extractor is set to {extractor.sampling_rate} Hz, not {RATE_HZ}"
             )
-        self._model, self._extractor, self._tokenizer, self._seed = model.eval(), extractor, tokenizer, seed
+        self._model, self._device = model.to(device).eval(), device
+        self._extractor, self._tokenizer, self._seed = extractor, tokenizer, seed
 
     @classmethod
-    def load(cls, folder: Path, sha256: str = "", seed: int = 0) -> ClapEncoder:
+    def load(cls, folder: Path, sha256: str = "", seed: int = 0, device: str = "cpu") -> ClapEncoder:
         """Load a local snapshot of laion/clap-htsat-fused; nothing is downloaded.
 
         `sha256` is that of model.safetensors. Raises FileNotFoundError and ValueError in one line for missing
@@ -76,7 +79,7 @@ class ClapEncoder:
                 f"CLAP: {folder}: {len(missing)} weights are missing, first {missing[0]}; get them from "
                 f"{SOURCE}"
             )
-        return cls(model, extractor, tokenizer, seed=seed)
+        return cls(model, extractor, tokenizer, seed=seed, device=device)
 
     @torch.inference_mode()
     def embed_sounds(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
@@ -84,9 +87,9 @@ class ClapEncoder:
         features = [self._features(waveform) for waveform in waveforms]
         outputs = []
         for start in range(0, len(features), BATCH):
-            batch = torch.cat(features[start : start + BATCH])
+            batch = torch.cat(features[start : start + BATCH]).to(self._device)
             # The reference marks a single short sound as a long one; in a batch it would pick one at random.
-            longer = torch.ones(len(batch), 1, dtype=torch.bool)
+            longer = torch.ones(len(batch), 1, dtype=torch.bool, device=self._device)
             outputs.append(_unit(self._model.get_audio_features(input_features=batch, is_longer=longer)))
         return (
             np.concatenate(outputs)
@@ -101,7 +104,7 @@ class ClapEncoder:
             return np.zeros((0, self._model.config.projection_dim), np.float32)
         tokens = self._tokenizer(
             list(texts), padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
-        )
+        ).to(self._device)
         return _unit(
             self._model.get_text_features(
                 input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
@@ -178,7 +181,7 @@ def _sound_and_reference(clip: Clip) -> tuple[np.ndarray, np.ndarray]:
 
 def _unit(features: Any) -> np.ndarray:
     values = features if isinstance(features, Tensor) else features.pooler_output
-    return torch.nn.functional.normalize(values.float(), dim=-1).numpy()
+    return torch.nn.functional.normalize(values.float(), dim=-1).cpu().numpy()
 
 
 @contextmanager

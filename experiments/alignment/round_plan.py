@@ -1,0 +1,230 @@
+"""Seconds, memory and cost of a round of an alignment by part: rollouts, decoding, each reward, updates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from experiments.alignment.networks import (
+    ClipMedia,
+    NetworkCost,
+    audio_decode_cost,
+    reward_cost,
+    text_encoder_cost,
+    video_decode_cost,
+)
+from finetune.objectives.base import Objective
+from finetune.plan_round import RoundWork, clip_of, round_memory, round_work
+from finetune.recipe import AlignConfig
+from pretrain.config import nearest
+from pretrain.model.args import ModelArgs
+from pretrain.model.context_parallel import check_degree
+from pretrain.model.plan import GIB, LIMITS_GB, step_seconds
+from pretrain.model.plan_memory import STATES
+from pretrain.progress import track
+
+HOUR_S = 3600
+FP32_SHARE = 67 / 989  # of an H100's or H200's dense bf16 peak, by its data sheet
+DECODE = "decode"
+SCORED_TOGETHER = 8  # clips of a rank in a pass of a reward's network, at most
+
+_Networks = Mapping[str, NetworkCost]
+
+
+def plan_alignment(
+    config: AlignConfig,
+    args: ModelArgs,
+    gpus: int,
+    *,
+    mfu: float = 0.4,
+    peak_tflops: float = 989.0,
+    price: float = 0.0,
+    seconds_per_clip: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """A plan of every objective of the sequence on `gpus` ranks of torchrun, as JSON types.
+
+    seconds_per_clip: measured ones of `decode` or a reward on one GPU, in place of those that follow from
+    FLOPs. price: of one GPU for an hour. Raises ValueError for prompts that do not divide over the ranks,
+    sizes that do not split into tokens, numbers out of range and names that are not there.
+    """
+    measured = dict(seconds_per_clip or {})
+    names = [*config.rubric.weights(), *config.rubric.watched]
+    _check(measured, [DECODE, *names], price)
+    config.check_ranks(gpus)
+    check_degree(args, config.parallel.context)
+    media = ClipMedia(config.num_frames, config.height, config.width, config.fps)
+    clip = clip_of(config, args)
+    rates = _Rates(gpus, mfu, peak_tflops, measured)
+    rates.model(0.0)
+    resident = _networks(config, media)
+    decoders = {name: resident[name] for name in ("video", "audio")}
+    rewards = {name: cost for name, cost in resident.items() if name in names}
+    objectives = {objective.name: objective for objective in config.objectives()}
+    return {
+        "gpus": gpus,
+        "clip": {
+            "frames": config.num_frames,
+            "height": config.height,
+            "width": config.width,
+            "seconds": media.seconds,
+            "tokens": clip.video + clip.audio,
+        },
+        "phases": {
+            name: _phase(config, args, objective, decoders, rewards, rates, price, resident)
+            for name, objective in objectives.items()
+        },
+        "not_counted": [
+            name
+            for name in names
+            if name not in {**rewards, **measured} and name not in config.rubric.watched
+        ],
+        "networks_gib": {name: round(cost.weights / GIB, 3) for name, cost in resident.items()},
+        "assumptions": assumptions(config, mfu, peak_tflops, measured),
+    }
+
+
+def _networks(config: AlignConfig, media: ClipMedia) -> dict[str, NetworkCost]:
+    """Of the codec and of the rewards that have a network here."""
+    jobs = {
+        "video": partial(video_decode_cost, media),
+        "audio": partial(audio_decode_cost, media),
+        "text": text_encoder_cost,
+        **{name: partial(reward_cost, name, media) for name in config.rubric.weights()},
+    }
+    counted = track(jobs.items(), len(jobs), "networks counted, without weights")
+    return {name: cost for name, job in counted if (cost := job())}
+
+
+class _Rates:
+    """Seconds of work that all GPUs share."""
+
+    def __init__(self, gpus: int, mfu: float, peak_tflops: float, measured: Mapping[str, float]) -> None:
+        self.gpus, self.mfu, self.peak, self.measured = gpus, mfu, peak_tflops, measured
+
+    def model(self, flops: float) -> float:
+        return step_seconds(flops, self.gpus, self.mfu, self.peak)
+
+    def network(self, name: str, costs: Sequence[NetworkCost], clips: float) -> float:
+        if name in self.measured:
+            return self.measured[name] * clips / self.gpus
+        shares = (cost.flops / (1.0 if cost.half else FP32_SHARE) for cost in costs)
+        return self.model(clips * sum(shares))
+
+
+def _phase(
+    config: AlignConfig,
+    args: ModelArgs,
+    objective: Objective[Any],
+    decoders: _Networks,
+    rewards: _Networks,
+    rates: _Rates,
+    price: float,
+    resident: _Networks,
+) -> dict[str, Any]:
+    work = round_work(config, args, objective)
+    clips = work.scored_clips
+    decode = list(decoders.values())
+    parts = {
+        "rollout": (work.rollout_flops, rates.model(work.rollout_flops)),
+        "held_out": (work.held_out_flops, rates.model(work.held_out_flops)),
+        DECODE: (clips * sum(cost.flops for cost in decode), rates.network(DECODE, decode, clips)),
+        **{
+            f"reward {name}": (clips * cost.flops, rates.network(name, [cost], clips))
+            for name, cost in rewards.items()
+        },
+        **{
+            f"reward {name}": (0.0, rates.network(name, [], clips))
+            for name in rates.measured
+            if name not in {*rewards, DECODE}
+        },
+        "update": (work.update_flops, rates.model(work.update_flops)),
+    }
+    seconds = sum(each for _, each in parts.values())
+    hours = seconds * rates.gpus / HOUR_S
+    rounds = objective.phase.rounds
+    return {
+        "rounds": rounds,
+        "clips_per_round": objective.phase.clips_per_round,
+        "held_out_clips_per_round": work.held_out_clips,
+        "parts": {
+            name: {
+                "flops": flops,
+                "seconds": each,
+                "share": each / seconds,
+                "cost": hours * price * each / seconds,
+            }
+            for name, (flops, each) in parts.items()
+        },
+        "round": {"seconds": seconds, "gpu_hours": hours, "cost": hours * price},
+        "phase": {
+            "hours": rounds * seconds / HOUR_S,
+            "gpu_hours": rounds * hours,
+            "cost": rounds * hours * price,
+        },
+        **_memory(config, args, objective, decoders, rewards, rates.gpus, resident, work),
+    }
+
+
+def _memory(
+    config: AlignConfig,
+    args: ModelArgs,
+    objective: Objective[Any],
+    decoders: _Networks,
+    rewards: _Networks,
+    gpus: int,
+    resident: _Networks,
+    work: RoundWork,
+) -> dict[str, Any]:
+    """GiB per GPU at the peak of each part of a round, and on which sizes of GPU all of them fit."""
+    parts = round_memory(config, args, objective, gpus)
+    networks = sum(cost.weights for cost in resident.values())
+    rolling = parts["rollout"]
+    waiting = sum(rolling[name] for name in STATES if name in rolling) + rolling["gathered_parameters"]
+    together = min(SCORED_TOGETHER, max(1, math.ceil(work.clips / gpus)))
+    peaks = {
+        "rollout": sum(rolling.values()) + networks,
+        DECODE: waiting + networks + rolling["allowance"] + max(cost.peak for cost in decoders.values()),
+        **{
+            f"reward {name}": waiting + networks + rolling["allowance"] + together * cost.peak
+            for name, cost in rewards.items()
+        },
+        "update": sum(parts["update"].values()) + networks,
+    }
+    most = max(peaks.values())
+    return {
+        "memory_per_gpu_gib": {name: round(size / GIB, 3) for name, size in peaks.items()},
+        "peak_gib": round(most / GIB, 3),
+        "fits": {f"{size}_gb": most <= size * 1e9 for size in LIMITS_GB},
+    }
+
+
+def assumptions(
+    config: AlignConfig, mfu: float, peak_tflops: float, measured: Mapping[str, float]
+) -> list[str]:
+    """What the numbers rest on, for the reader."""
+    checkpointing = config.parallel.activation_checkpointing
+    given = f"{', '.join(measured)} as given" if measured else "none is given by --seconds-per-clip"
+    return [
+        "ranks of torchrun: every GPU rolls out, decodes, scores and learns in turn; Ray overlaps these",
+        "all prompts have the recipe's length and size, a voice and 512 text states; held-out prompts are "
+        f"scored every {config.stop.every} rounds by the deployed sampler, with their share in every round",
+        f"FLOPs are matmuls and convolutions; {checkpointing} checkpointing, whose recomputation is counted",
+        f"times follow from FLOPs at {mfu:.0%} of {peak_tflops:g} TFLOP/s per GPU, of fp32 networks of "
+        f"{FP32_SHARE:.1%} of that: stated, not measured; measured seconds: {given}",
+        "not in it: texts' encoding, face detection, spectra and resampling on the host, loops over tokens, "
+        "judges, gathers, checkpoints",
+        f"networks are those of the published codec and rewards in one place; {SCORED_TOGETHER} clips at "
+        "most are scored together; all of them stay on the GPU",
+    ]
+
+
+def _check(measured: Mapping[str, float], names: Sequence[str], price: float) -> None:
+    for name, seconds in measured.items():
+        if name not in names:
+            raise ValueError(f"--seconds-per-clip {name}: no part of a round; {nearest(name, names)}")
+        if not 0 <= seconds < math.inf:
+            raise ValueError(f"--seconds-per-clip {name}: must not be negative, got {seconds:g}")
+    if not 0 <= price < math.inf:
+        raise ValueError(f"--price must not be negative, got {price:g}")
