@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.runs.tracker import SpoolTracker
+from experiments.studies.claims.registry import VALIDATION
 from experiments.studies.claims.units import Sampled, Unit
 from experiments.studies.harness import Run, Study, model_of
 from experiments.studies.paradigms.training import StepsSoFar
@@ -24,7 +25,6 @@ from pretrain.files import read_json, write_json
 from pretrain.generate import generate
 
 COST = "cost.jsonl"  # of a unit's folder: a row for each piece of work that ended or was stopped
-VALIDATION = "validation.json"  # of a trained unit: its last validation losses, by stage
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pretrain.recipe import PretrainConfig
 Change = Callable[[PretrainConfig], PretrainConfig]
 Cell = tuple[str, str]  # arm and sampling
 GIVEN = "given"  # the arm of rows that only sample: the model that is there
+VALIDATION = "validation.json"  # of a trained unit's folder: its last validation losses, by stage
 AS_RECIPE = "recipe"  # the sampling of the recipe, and the arm trained as the recipe says
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.scoring.statistics import ClipDraws, SeedTerms, Table, mean_over_seeds
-from experiments.studies.claims.one_unit import VALIDATION, core_seconds
-from experiments.studies.claims.registry import Cell, Claim
+from experiments.studies.claims.one_unit import core_seconds
+from experiments.studies.claims.registry import VALIDATION, Cell, Claim
 from experiments.studies.claims.units import Units
 from experiments.studies.claims.verdict import NOT_RUN, compared
 from experiments.studies.tables import check_prompts, unscored

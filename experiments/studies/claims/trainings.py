@@ -8,8 +8,7 @@ from pathlib import Path
 from statistics import fmean
 
 from experiments.studies.claims.config import ClaimsConfig
-from experiments.studies.claims.one_unit import VALIDATION
-from experiments.studies.claims.registry import Arm
+from experiments.studies.claims.registry import VALIDATION, Arm
 from experiments.studies.harness import mark_of
 from experiments.studies.paradigms.flops import StepShape, step_flops, steps_of
 from pretrain.config import to_json
