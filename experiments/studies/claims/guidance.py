@@ -33,7 +33,7 @@ def sampling_name(direction: str, scale: float) -> str:
 
 
 def guidance_rows(scales: Sequence[float]) -> dict[str, Claim]:
-    """A claim for each direction, at each of `scales` against no guidance."""
+    """A claim for each direction, at the scale that decides and at each of `scales` against no guidance."""
     return {f"guidance_{name}": _row(name, found, scales) for name, found in DIRECTIONS.items()}
 
 

@@ -76,7 +76,7 @@ def _differences(axes: Axes, rows: Mapping[str, Any]) -> None:
         errorbars(axes, [(place, point)], style, horizontal=True)
     axes.axvline(0.0, color="#333333", linewidth=0.8)
     axes.set_yticks(range(len(rows)), list(rows), fontsize=8)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_ylim(max(1, len(rows)) - 0.5, -0.5)
     axes.set_xlabel("deciding difference / detectable difference, positive as the paper claims", fontsize=8)
     axes.grid(alpha=0.3, axis="x")
 

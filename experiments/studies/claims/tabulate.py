@@ -25,7 +25,8 @@ def tabulate(
     """`{name: {says, where, asked, command, seeds, seeds_wanted, prompts, verdict, decides, contrasts, cells,
     core_hours}}`.
 
-    A seed counts where every cell of the claim has its scores. trained: names of the claims whose trainings
+    A seed counts where the deciding contrast has its scores, another contrast is there where all seeds that
+    count have it. trained: names of the claims whose trainings
     may be there; the others with trainings are not looked for. Raises ValueError where cells answered
     different prompts.
     """
@@ -47,23 +48,27 @@ def higher_is_better(measure: str) -> bool:
 
 
 def _there(claim: Claim, units: Units) -> tuple[dict[Cell, list[Mapping[str, Any]]], set[Path]]:
-    """Scores of the seeds that have all cells, and all folders of the claim."""
-    scores: dict[Cell, list[Mapping[str, Any]]] = {cell: [] for cell in claim.cells}
-    folders: set[Path] = set()
-    for seed in units.seeds(claim):
-        found = [units.of(claim, cell, seed) for cell in claim.cells]
-        folders |= {known[0].folder for known in found if known}
-        if not all(known and known[1].is_file() for known in found):
-            continue
-        for cell, known in zip(claim.cells, found, strict=True):
-            assert known is not None
-            content = read_json(known[1], f"remove {known[0].folder}")
-            scores[cell].append({**content, "validation": _validation(known[0].folder)})
+    """Scores of the seeds that count, of every cell that they all have, and all folders of the claim."""
+    found = {seed: {cell: units.of(claim, cell, seed) for cell in claim.cells} for seed in units.seeds(claim)}
+    folders = {known[0].folder for cells in found.values() for known in cells.values() if known}
+    files = {
+        seed: {cell: known for cell, known in cells.items() if known and known[1].is_file()}
+        for seed, cells in found.items()
+    }
+    decides = {claim.contrasts[0].ours, claim.contrasts[0].theirs}
+    counted = [cells for cells in files.values() if decides <= cells.keys()]
+    shared = [cell for cell in claim.cells if counted and all(cell in cells for cells in counted)]
+    scores: dict[Cell, list[Mapping[str, Any]]] = {cell: [] for cell in shared}
+    for cells in counted:
+        for cell in shared:
+            unit, path = cells[cell]
+            content = read_json(path, f"remove {unit.folder}")
+            scores[cell].append({**content, "validation": _validation(unit.folder)})
     return scores, folders
 
 
 def _nothing(claim: Claim) -> tuple[dict[Cell, list[Mapping[str, Any]]], set[Path]]:
-    return {cell: [] for cell in claim.cells}, set()
+    return {}, set()
 
 
 def _validation(folder: Path) -> dict[str, float]:
@@ -78,7 +83,7 @@ def _row(
 ) -> dict[str, Any]:
     every = [one for found in scores.values() for one in found]
     check_prompts(every, f"claim {name}: its cells")
-    seeds = min(len(found) for found in scores.values())
+    seeds = len(next(iter(scores.values()), ()))
     row: dict[str, Any] = {
         "says": claim.says,
         "where": claim.where,
@@ -94,19 +99,22 @@ def _row(
         "verdict": NOT_RUN,
         "contrasts": [],
         "cells": [],
+        "missing": [],
         "unscored": unscored(every),
     }
     if not seeds:
         return row
     resamples = units.config.resamples
     for contrast in claim.contrasts:
+        if not {contrast.ours, contrast.theirs} <= scores.keys():
+            row["missing"].append(contrast.about)
+            continue
         found = _differences(scores, contrast.ours, contrast.theirs, claim.trains, resamples)
         row["contrasts"].append(
             {"about": contrast.about, "ours": contrast.ours[1], "arm": contrast.ours[0], "differences": found}
         )
     row["cells"] = [
-        {"arm": cell[0], "sampling": cell[1], "metrics": _means(scores[cell], resamples)}
-        for cell in claim.cells
+        {"arm": cell[0], "sampling": cell[1], "metrics": _means(scores[cell], resamples)} for cell in scores
     ]
     row["verdict"] = row["contrasts"][0]["differences"][claim.measure]["verdict"]
     return row
