@@ -17,7 +17,7 @@ from experiments.studies.claims.registry import GIVEN, Claim, Contrast
 from experiments.studies.claims.run import METRICS, ClaimsRecipe, _found, all_claims, metrics_of, study_claims
 from experiments.studies.claims.tabulate import higher_is_better, tabulate
 from experiments.studies.claims.trainings import Trainings
-from experiments.studies.claims.units import Units
+from experiments.studies.claims.units import ClaimUnits
 from experiments.studies.page import render
 from pretrain.flow.guidance import NO_GUIDANCE
 from pretrain.generation.config import GenerateConfig
@@ -28,12 +28,12 @@ CLAIMS = all_claims(CONFIG)
 
 
 @pytest.fixture
-def units(tmp_path) -> Units:
+def units(tmp_path) -> ClaimUnits:
     trainings = Trainings(CONFIG, PretrainConfig(), tmp_path / "latents", tmp_path / "runs", {})
-    return Units(CONFIG, GenerateConfig(), trainings, "0123", {"judge": "x"})
+    return ClaimUnits(CONFIG, GenerateConfig(), trainings, "0123", {"judge": "x"})
 
 
-def write(units: Units, claim: Claim, gain: float, samplings: set[str], seeds=range(2)) -> None:
+def write(units: ClaimUnits, claim: Claim, gain: float, samplings: set[str], seeds=range(2)) -> None:
     """Scores of 20 clips; every metric of a guided sampling is `gain` beside that of none."""
     for seed in seeds:
         for cell in claim.cells:
@@ -52,7 +52,7 @@ def write(units: Units, claim: Claim, gain: float, samplings: set[str], seeds=ra
                     pass
 
 
-def page_of(table, units: Units) -> str:
+def page_of(table, units: ClaimUnits) -> str:
     study = {"study": "claims", "config": {}, "inputs": {"model": "0123"}}
     found = _found(table, units, metrics_of(load_recipe("mini").score))
     return render(json.loads(json.dumps({**study, **found}, allow_nan=False)))

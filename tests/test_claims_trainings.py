@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from titan_world import write_latents
 
 from experiments.studies.claims.config import ClaimsConfig
-from experiments.studies.claims.registry import VALIDATION, Arm
+from experiments.studies.claims.registry import VALIDATION, ClaimArm
 from experiments.studies.claims.training_rows import (
     ARMS,
     VIDEO_STAGE,
@@ -18,7 +18,7 @@ from experiments.studies.claims.training_rows import (
     training_rows,
 )
 from experiments.studies.claims.trainings import Trainings
-from experiments.studies.claims.units import Units
+from experiments.studies.claims.units import ClaimUnits
 from experiments.studies.paradigms.flops import steps_of, total_flops
 from pretrain.generation.config import GenerateConfig
 from pretrain.model.flavors import flavor
@@ -128,7 +128,7 @@ def losses(folder, video, audio):
 
 
 def test_the_best_rate_is_known_when_all_were_tried(trainings):
-    arm, name = Arm(own_rate=True), "nava_own_rate"
+    arm, name = ClaimArm(own_rate=True), "nava_own_rate"
     weight = recipe().objective.audio_weight
     for factor, audio in ((0.5, 1.0), (1.0, 3.0), (2.0, 0.5)):
         assert trainings.of(name, arm, 0) is None
@@ -139,7 +139,7 @@ def test_the_best_rate_is_known_when_all_were_tried(trainings):
 
 
 def test_trials_come_first_and_the_chosen_one_is_not_trained_again(trainings):
-    units = Units(trainings.config, GenerateConfig(), trainings, "", {})
+    units = ClaimUnits(trainings.config, GenerateConfig(), trainings, "", {})
     rows = training_rows()
     first = units.needed([rows["paradigm_unified"]])
     assert [unit.label for unit in first] == ["nava_own_rate-seed0"] * 3 + ["unified_own_rate-seed0"] * 3
@@ -153,7 +153,7 @@ def test_trials_come_first_and_the_chosen_one_is_not_trained_again(trainings):
 
 
 def test_rows_share_their_trainings(trainings):
-    units = Units(trainings.config, GenerateConfig(), trainings, "", {})
+    units = ClaimUnits(trainings.config, GenerateConfig(), trainings, "", {})
     rows = training_rows()
     needed = units.needed([rows["rotary"], rows["masking"], rows["timbre_form"]])
     assert len(needed) == 3 * 4  # recipe, plain_rope, unmasked, timbre_replaces

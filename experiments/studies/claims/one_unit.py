@@ -15,7 +15,7 @@ from typing import Any
 
 from experiments.runs.tracker import SpoolTracker
 from experiments.studies.claims.registry import VALIDATION
-from experiments.studies.claims.units import Sampled, Unit
+from experiments.studies.claims.units import ClaimUnit, Sampled
 from experiments.studies.harness import Run, Study, model_of
 from experiments.studies.paradigms.training import StepsSoFar
 from experiments.studies.scores import Scoring, score_clips
@@ -36,7 +36,7 @@ class UnitRunner:
     num_prompts: int
     model: Path
 
-    def __call__(self, run: Run, unit: Unit) -> None:
+    def __call__(self, run: Run, unit: ClaimUnit) -> None:
         """Everything of the unit that is not there yet; the run's result is written last.
 
         Raises Interrupted if a signal ended a training early.
@@ -53,7 +53,7 @@ class UnitRunner:
                 )
             write_json(run.result, {"label": run.label, "tags": tags})
 
-    def _trained(self, unit: Unit, tracker: SpoolTracker) -> tuple[Path, int]:
+    def _trained(self, unit: ClaimUnit, tracker: SpoolTracker) -> tuple[Path, int]:
         from pretrain.launch.launch import pretrain_stage
 
         assert unit.training
@@ -78,7 +78,7 @@ class UnitRunner:
         write_json(unit.folder / VALIDATION, losses)
         return model, before
 
-    def _scored(self, unit: Unit, sampled: Sampled, model: Path) -> None:
+    def _scored(self, unit: ClaimUnit, sampled: Sampled, model: Path) -> None:
         if sampled.scores.is_file():
             return
         layout, clips = self.study.layout, unit.folder / "clips" / sampled.scores.stem

@@ -16,7 +16,7 @@ AS_RECIPE = "recipe"  # the sampling of the recipe, and the arm trained as the r
 
 
 @dataclass(frozen=True)
-class Arm:
+class ClaimArm:
     """A training: how the recipe is changed.
 
     own_rate: takes the best of `claims.lr_factors`, by the last validation loss of the first seed.
@@ -50,7 +50,7 @@ class Claim:
     asked: str
     measure: str
     contrasts: tuple[Contrast, ...]
-    arms: Mapping[str, Arm] = field(default_factory=dict)
+    arms: Mapping[str, ClaimArm] = field(default_factory=dict)
     samplings: Mapping[str, GuidanceScales | None] = field(default_factory=lambda: {AS_RECIPE: None})
     prompts: str = "pretrain_seen"
 

@@ -19,7 +19,7 @@ from experiments.studies.claims.registry import Claim
 from experiments.studies.claims.tabulate import HOUR_S, higher_is_better, tabulate
 from experiments.studies.claims.training_rows import training_rows
 from experiments.studies.claims.trainings import Trainings
-from experiments.studies.claims.units import Unit, Units
+from experiments.studies.claims.units import ClaimUnit, ClaimUnits
 from experiments.studies.harness import Study, require
 from experiments.studies.scores import Scoring, added_metrics, voices_of
 from experiments.studies.workers import core_shares, run_all
@@ -87,7 +87,7 @@ def study_claims(
     data = {name: inputs[name] for name in ("latents", "codec")}
     trainings = Trainings(recipe.claims, recipe.pretrain, layout.latents, folder / "runs", data)
     scored = {name: value for name, value in inputs.items() if name not in ("model", "latents")}
-    units = Units(
+    units = ClaimUnits(
         recipe.claims, recipe.generate, trainings, inputs["model"], {**scored, "metrics": [*metrics]}
     )
     with study.tracked():
@@ -104,7 +104,7 @@ def metrics_of(score: ScoreConfig) -> dict[str, Metric]:
 
 
 def _run(
-    study: Study, units: Units, asked: Sequence[Claim], metrics: Mapping[str, Metric], model: Path
+    study: Study, units: ClaimUnits, asked: Sequence[Claim], metrics: Mapping[str, Metric], model: Path
 ) -> None:
     """Until nothing is missing: the best learning rate of an arm is known when its first seeds are there."""
     config: ClaimsConfig = study.settings
@@ -114,7 +114,7 @@ def _run(
             bank = voices_of(study.layout.corpus)
             scoring = Scoring(metrics, study.layout, config.recognizer_processes, bank=bank)
         runner = UnitRunner(study, scoring, config.num_prompts, model)
-        by_label: dict[str, Unit] = {str(unit.run.folder): unit for unit in missing}
+        by_label: dict[str, ClaimUnit] = {str(unit.run.folder): unit for unit in missing}
         run_all(
             f"study {NAME}",
             [unit.run for unit in missing],
@@ -123,12 +123,12 @@ def _run(
         )
 
 
-def _begun(units: Units, claim: Claim) -> bool:
+def _begun(units: ClaimUnits, claim: Claim) -> bool:
     """Whether some training of the claim was ever started, so that its schedule is worth working out."""
     return any(any(units.trainings.runs.glob(f"{arm}-seed*")) for arm in claim.arms)
 
 
-def _found(table: Mapping[str, Any], units: Units, metrics: Mapping[str, Metric]) -> dict[str, Any]:
+def _found(table: Mapping[str, Any], units: ClaimUnits, metrics: Mapping[str, Metric]) -> dict[str, Any]:
     measured = [*metrics, *(row["measure"] for row in table.values())]
     for row in table.values():
         for contrast in row["contrasts"]:

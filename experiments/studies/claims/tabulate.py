@@ -9,7 +9,7 @@ from typing import Any
 from experiments.scoring.statistics import ClipDraws, SeedTerms, Table, mean_over_seeds
 from experiments.studies.claims.one_unit import core_seconds
 from experiments.studies.claims.registry import VALIDATION, Cell, Claim
-from experiments.studies.claims.units import Units
+from experiments.studies.claims.units import ClaimUnits
 from experiments.studies.claims.verdict import NOT_RUN, compared
 from experiments.studies.tables import check_prompts, unscored
 from pretrain.files import read_json
@@ -20,7 +20,7 @@ CellScores = Mapping[Cell, Sequence[Mapping[str, Any]]]  # by seed: what `score_
 
 
 def tabulate(
-    claims: Mapping[str, Claim], units: Units, trained: set[str], recipe: str
+    claims: Mapping[str, Claim], units: ClaimUnits, trained: set[str], recipe: str
 ) -> dict[str, dict[str, Any]]:
     """`{name: {says, where, asked, command, seeds, seeds_wanted, prompts, verdict, decides, contrasts, cells,
     core_hours}}`.
@@ -47,7 +47,7 @@ def higher_is_better(measure: str) -> bool:
     return not measure.startswith("validation/") and not metric(measure).lower_is_better
 
 
-def _there(claim: Claim, units: Units) -> tuple[dict[Cell, list[Mapping[str, Any]]], set[Path]]:
+def _there(claim: Claim, units: ClaimUnits) -> tuple[dict[Cell, list[Mapping[str, Any]]], set[Path]]:
     """Scores of the seeds that count, of every cell that they all have, and all folders of the claim."""
     found = {seed: {cell: units.of(claim, cell, seed) for cell in claim.cells} for seed in units.seeds(claim)}
     folders = {known[0].folder for cells in found.values() for known in cells.values() if known}
@@ -79,7 +79,7 @@ def _validation(folder: Path) -> dict[str, float]:
 
 
 def _row(
-    name: str, claim: Claim, units: Units, scores: CellScores, folders: set[Path], recipe: str
+    name: str, claim: Claim, units: ClaimUnits, scores: CellScores, folders: set[Path], recipe: str
 ) -> dict[str, Any]:
     every = [one for found in scores.values() for one in found]
     check_prompts(every, f"claim {name}: its cells")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from experiments.studies.claims.registry import AS_RECIPE, Arm, Cell, Change, Claim, Contrast
+from experiments.studies.claims.registry import AS_RECIPE, Cell, Change, Claim, ClaimArm, Contrast
 from pretrain.flow.guidance import NO_GUIDANCE
 from pretrain.recipe import PretrainConfig
 from pretrain.schedule import StageConfig
@@ -67,21 +67,21 @@ def with_dropout(**probabilities: float) -> Change:
 
 SHARES = {"fused": "blocks_0of6", "1/6": "blocks_1of6", "1/3": "blocks_2of6", "1/2": "blocks_3of6"}
 SHARES |= {"aligned": "blocks_6of6"}
-ARMS: Mapping[str, Arm] = {
-    RECIPE: Arm(),
-    "mixed": Arm(mixed_from_start),
-    "audio_first": Arm(audio_first_alone),
-    **{name: Arm(of_flavor(name)) for name in SHARES.values()},
+ARMS: Mapping[str, ClaimArm] = {
+    RECIPE: ClaimArm(),
+    "mixed": ClaimArm(mixed_from_start),
+    "audio_first": ClaimArm(audio_first_alone),
+    **{name: ClaimArm(of_flavor(name)) for name in SHARES.values()},
     **{
-        f"{name}_own_rate": Arm(of_flavor(found), own_rate=True)
+        f"{name}_own_rate": ClaimArm(of_flavor(found), own_rate=True)
         for name, found in (("nava", "mini"), ("dual_tower", "dual_tower"), ("unified", "unified"))
     },
-    "plain_rope": Arm(of_flavor("mini_plain_rope")),
-    "unmasked": Arm(with_dropout(modality_mask=0.0)),
-    "timbre_replaces": Arm(of_flavor("mini_timbre_replaces")),
-    "timbre_never_dropped": Arm(with_dropout(timbre_kept=1.0)),
-    "timbre_half_dropped": Arm(with_dropout(timbre_kept=0.5)),
-    "from_video": Arm(from_video_model, beyond_budget=(VIDEO_STAGE,)),
+    "plain_rope": ClaimArm(of_flavor("mini_plain_rope")),
+    "unmasked": ClaimArm(with_dropout(modality_mask=0.0)),
+    "timbre_replaces": ClaimArm(of_flavor("mini_timbre_replaces")),
+    "timbre_never_dropped": ClaimArm(with_dropout(timbre_kept=1.0)),
+    "timbre_half_dropped": ClaimArm(with_dropout(timbre_kept=0.5)),
+    "from_video": ClaimArm(from_video_model, beyond_budget=(VIDEO_STAGE,)),
 }
 ALIGNED = replace(NO_GUIDANCE, align_video=2.0, align_audio=2.0)
 VOICED = replace(NO_GUIDANCE, timbre_audio=3.0)

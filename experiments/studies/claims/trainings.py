@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 
 from experiments.studies.claims.config import ClaimsConfig
-from experiments.studies.claims.registry import VALIDATION, Arm
+from experiments.studies.claims.registry import VALIDATION, ClaimArm
 from experiments.studies.harness import mark_of
 from experiments.studies.paradigms.flops import StepShape, step_flops, steps_of
 from pretrain.config import to_json
@@ -30,9 +30,9 @@ class Trainings:
     runs: Path
     data: Mapping[str, str]
     _shapes: dict[str, list[StepShape]] = field(default_factory=dict)
-    _fitted: dict[Arm, PretrainConfig] = field(default_factory=dict)
+    _fitted: dict[ClaimArm, PretrainConfig] = field(default_factory=dict)
 
-    def of(self, name: str, arm: Arm, seed: int) -> PretrainConfig | None:
+    def of(self, name: str, arm: ClaimArm, seed: int) -> PretrainConfig | None:
         """The arm's schedule; None where its learning rate is still to be chosen.
 
         Raises FileNotFoundError or ValueError for latents that cannot be read.
@@ -40,11 +40,11 @@ class Trainings:
         factor = self.best_rate(name, arm) if arm.own_rate else 1.0
         return None if factor is None else self.at_rate(arm, seed, factor)
 
-    def trials(self, arm: Arm) -> list[PretrainConfig]:
+    def trials(self, arm: ClaimArm) -> list[PretrainConfig]:
         """The first seed at every learning rate that is tried."""
         return [self.at_rate(arm, 0, factor) for factor in self.config.lr_factors]
 
-    def at_rate(self, arm: Arm, seed: int, factor: float) -> PretrainConfig:
+    def at_rate(self, arm: ClaimArm, seed: int, factor: float) -> PretrainConfig:
         """The schedule with the recipe's learning rates times `factor`."""
         if arm not in self._fitted:
             self._fitted[arm] = self._at_budget(arm)
@@ -52,7 +52,7 @@ class Trainings:
         stages = {name: replace(stage, lr=stage.lr * factor) for name, stage in fitted.stages.items()}
         return replace(fitted, stages=stages, seed=self.recipe.seed + seed)
 
-    def best_rate(self, name: str, arm: Arm) -> float | None:
+    def best_rate(self, name: str, arm: ClaimArm) -> float | None:
         """The factor with the lowest loss on the validation clips (weighed as in training) after the last
         stage of the first seed; None until all were tried."""
         losses: dict[float, float] = {}
@@ -70,7 +70,7 @@ class Trainings:
         """Depends on everything that changes the training, so that none resumes from foreign weights."""
         return self.runs / f"{name}-seed{seed}-{mark_of(to_json(training), self.data)}"
 
-    def _at_budget(self, arm: Arm) -> PretrainConfig:
+    def _at_budget(self, arm: ClaimArm) -> PretrainConfig:
         """The arm with steps and warm-up such that its stages but those beyond the budget cost as much."""
         recipe = self._scaled(self.recipe, self.config.steps_factor)
         changed = arm.change(recipe)

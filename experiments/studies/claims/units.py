@@ -29,7 +29,7 @@ class Sampled:
 
 
 @dataclass(frozen=True)
-class Unit:
+class ClaimUnit:
     """An arm with a seed. Without a training, clips of the model that is there, by a seed of the noise."""
 
     arm: str
@@ -51,13 +51,13 @@ class Unit:
         mark = mark_of(sorted(path.name for path in self.samples))
         return Run(self.label, self.folder, mark, stages, GENERATED_SHARE * whole * len(self.samples))
 
-    def beside(self, other: Unit) -> Unit:
+    def beside(self, other: ClaimUnit) -> ClaimUnit:
         """The same unit with the samples of both."""
         return replace(self, samples={**self.samples, **other.samples})
 
 
 @dataclass(frozen=True)
-class Units:
+class ClaimUnits:
     """Makes the units of claims.
 
     model: id of the one that rows which only sample take. scored: what scores depend on beside the clips.
@@ -69,7 +69,7 @@ class Units:
     model: str
     scored: Mapping[str, Any]
 
-    def of(self, claim: Claim, cell: Cell, seed: int) -> tuple[Unit, Path] | None:
+    def of(self, claim: Claim, cell: Cell, seed: int) -> tuple[ClaimUnit, Path] | None:
         """The unit of a cell and the file of its scores; None where its training is not known yet."""
         name, sampling = cell
         training = None
@@ -87,19 +87,19 @@ class Units:
         measured = mark_of(to_json(config), claim.prompts, self.config.num_prompts, self.scored)
         scores = folder / f"scores-{re.sub(r'[^a-z0-9]+', '-', sampling)}-{measured}.json"
         sampled = Sampled(config, claim.prompts, scores)
-        return Unit(name, seed, folder, training, {scores: sampled}), scores
+        return ClaimUnit(name, seed, folder, training, {scores: sampled}), scores
 
     def seeds(self, claim: Claim) -> range:
         return range(self.config.seeds if claim.trains else self.config.noise_seeds)
 
-    def needed(self, claims: Sequence[Claim]) -> list[Unit]:
+    def needed(self, claims: Sequence[Claim]) -> list[ClaimUnit]:
         """Every unit that is known, once, with the samples of all claims; first the trials of learning rates,
         then by seed."""
-        found: dict[Path, Unit] = {}
+        found: dict[Path, ClaimUnit] = {}
         for name, arm in {name: arm for claim in claims for name, arm in claim.arms.items()}.items():
             for trial in self.trainings.trials(arm) if arm.own_rate else ():
                 folder = self.trainings.folder(name, 0, trial)
-                found[folder] = Unit(name, 0, folder, trial)
+                found[folder] = ClaimUnit(name, 0, folder, trial)
         asked = [(seed, claim) for claim in claims for seed in self.seeds(claim)]
         for seed, claim in sorted(asked, key=lambda pair: pair[0]):
             for cell in claim.cells:
