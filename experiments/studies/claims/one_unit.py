@@ -58,6 +58,9 @@ class UnitRunner:
 
         assert unit.training
         before, model = 0, None
+        if (unit.folder / VALIDATION).is_file():  # written last
+            steps = sum(stage.steps for stage in unit.training.stages.values())
+            return unit.folder / list(unit.training.stages)[-1] / "model", steps
         for name, stage in unit.training.stages.items():
             spool = {"folder": str(tracker.folder.resolve()), "before": before}
             with spent(unit.folder, name):

@@ -62,7 +62,7 @@ def _over_scales(axes: Axes, metric: str, guided: Mapping[str, Any]) -> None:
 
 
 def _differences(axes: Axes, rows: Mapping[str, Any]) -> None:
-    """Positive: as the paper claims; beyond 1 or -1: more than the row could have missed by luck."""
+    """In units of the difference that the row would have told apart; positive as the paper claims."""
     if not rows:
         axes.text(0.5, 0.5, "no row was run yet", ha="center", color="#888888", transform=axes.transAxes)
     for place, row in enumerate(rows.values()):

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pretrain.flow.guidance import GuidanceScales
 from pretrain.recipe import PretrainConfig
 
-Change = Callable[[PretrainConfig], PretrainConfig]
-Cell = tuple[str, str]  # arm and sampling
+RecipeChange = Callable[[PretrainConfig], PretrainConfig]
+ClaimCell = tuple[str, str]  # arm and sampling
 GIVEN = "given"  # the arm of rows that only sample: the model that is there
 VALIDATION = "validation.json"  # of a trained unit's folder: its last validation losses, by stage
 AS_RECIPE = "recipe"  # the sampling of the recipe, and the arm trained as the recipe says
@@ -23,7 +23,7 @@ class ClaimArm:
     beyond_budget: stages that are not part of the FLOPs held equal, such as a model to start from.
     """
 
-    change: Change = lambda config: config
+    change: RecipeChange = lambda config: config
     own_rate: bool = False
     beyond_budget: tuple[str, ...] = ()
 
@@ -33,8 +33,8 @@ class Contrast:
     """`ours` minus `theirs`, of the same prompts and seeds; by the claim, ours is the better."""
 
     about: str
-    ours: Cell
-    theirs: Cell
+    ours: ClaimCell
+    theirs: ClaimCell
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Claim:
         return bool(self.arms)
 
     @property
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[ClaimCell]:
         """Every cell of a contrast once, in order."""
         pairs = [(contrast.theirs, contrast.ours) for contrast in self.contrasts]
         return list(dict.fromkeys(cell for pair in pairs for cell in pair))

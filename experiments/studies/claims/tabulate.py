@@ -8,15 +8,15 @@ from typing import Any
 
 from experiments.scoring.statistics import ClipDraws, SeedTerms, Table, mean_over_seeds
 from experiments.studies.claims.one_unit import core_seconds
-from experiments.studies.claims.registry import VALIDATION, Cell, Claim
+from experiments.studies.claims.registry import VALIDATION, Claim, ClaimCell
 from experiments.studies.claims.units import ClaimUnits
-from experiments.studies.claims.verdict import NOT_RUN, compared
+from experiments.studies.claims.verdict import NOT_MEASURED, NOT_RUN, compared
 from experiments.studies.tables import check_prompts, unscored
 from pretrain.files import read_json
 from rewards.catalog import metric
 
 HOUR_S = 3600.0
-CellScores = Mapping[Cell, Sequence[Mapping[str, Any]]]  # by seed: what `score_clips` wrote
+CellScores = Mapping[ClaimCell, Sequence[Mapping[str, Any]]]  # by seed: what `score_clips` wrote
 
 
 def tabulate(
@@ -47,7 +47,7 @@ def higher_is_better(measure: str) -> bool:
     return not measure.startswith("validation/") and not metric(measure).lower_is_better
 
 
-def _there(claim: Claim, units: ClaimUnits) -> tuple[dict[Cell, list[Mapping[str, Any]]], set[Path]]:
+def _there(claim: Claim, units: ClaimUnits) -> tuple[dict[ClaimCell, list[Mapping[str, Any]]], set[Path]]:
     """Scores of the seeds that count, of every cell that they all have, and all folders of the claim."""
     found = {seed: {cell: units.of(claim, cell, seed) for cell in claim.cells} for seed in units.seeds(claim)}
     folders = {known[0].folder for cells in found.values() for known in cells.values() if known}
@@ -58,7 +58,7 @@ def _there(claim: Claim, units: ClaimUnits) -> tuple[dict[Cell, list[Mapping[str
     decides = {claim.contrasts[0].ours, claim.contrasts[0].theirs}
     counted = [cells for cells in files.values() if decides <= cells.keys()]
     shared = [cell for cell in claim.cells if counted and all(cell in cells for cells in counted)]
-    scores: dict[Cell, list[Mapping[str, Any]]] = {cell: [] for cell in shared}
+    scores: dict[ClaimCell, list[Mapping[str, Any]]] = {cell: [] for cell in shared}
     for cells in counted:
         for cell in shared:
             unit, path = cells[cell]
@@ -67,7 +67,7 @@ def _there(claim: Claim, units: ClaimUnits) -> tuple[dict[Cell, list[Mapping[str
     return scores, folders
 
 
-def _nothing(claim: Claim) -> tuple[dict[Cell, list[Mapping[str, Any]]], set[Path]]:
+def _nothing(claim: Claim) -> tuple[dict[ClaimCell, list[Mapping[str, Any]]], set[Path]]:
     return {}, set()
 
 
@@ -110,6 +110,7 @@ def _row(
             row["missing"].append(contrast.about)
             continue
         found = _differences(scores, contrast.ours, contrast.theirs, claim.trains, resamples)
+        found.setdefault(claim.measure, NOT_MEASURED)
         row["contrasts"].append(
             {"about": contrast.about, "ours": contrast.ours[1], "arm": contrast.ours[0], "differences": found}
         )
@@ -121,7 +122,7 @@ def _row(
 
 
 def _differences(
-    scores: CellScores, ours: Cell, theirs: Cell, trained: bool, resamples: int
+    scores: CellScores, ours: ClaimCell, theirs: ClaimCell, trained: bool, resamples: int
 ) -> dict[str, Any]:
     mine, its = (_terms(scores[cell]) for cell in (ours, theirs))
     return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from experiments.studies.claims.registry import AS_RECIPE, Cell, Change, Claim, ClaimArm, Contrast
+from experiments.studies.claims.registry import AS_RECIPE, Claim, ClaimArm, ClaimCell, Contrast, RecipeChange
 from pretrain.flow.guidance import NO_GUIDANCE
 from pretrain.recipe import PretrainConfig
 from pretrain.schedule import StageConfig
@@ -51,11 +51,11 @@ def from_video_model(config: PretrainConfig) -> PretrainConfig:
     return replace(config, stages={VIDEO_STAGE: before, **config.stages})
 
 
-def of_flavor(name: str) -> Change:
+def of_flavor(name: str) -> RecipeChange:
     return lambda config: replace(config, flavor=name)
 
 
-def with_dropout(**probabilities: float) -> Change:
+def with_dropout(**probabilities: float) -> RecipeChange:
     """The recipe with other probabilities of `objective.dropout`."""
 
     def change(config: PretrainConfig) -> PretrainConfig:
@@ -166,7 +166,7 @@ def _paradigms() -> dict[str, Claim]:
 
 def _details() -> dict[str, Claim]:
     with_, without = (RECIPE, "align 2"), ("unmasked", "align 2")
-    plain: tuple[Cell, Cell] = (RECIPE, "no guidance"), ("unmasked", "no guidance")
+    plain: tuple[ClaimCell, ClaimCell] = (RECIPE, "no guidance"), ("unmasked", "no guidance")
     return {
         "rotary": _row(
             "Rate-aware rotary positions keep lips and sound together",
@@ -191,7 +191,7 @@ def _details() -> dict[str, Claim]:
 def _timbre() -> dict[str, Claim]:
     where = "timbre in context (nava.md, sections 2 and 3)"
     dialogue = "two speakers in one prompt, equal training FLOPs"
-    form: tuple[Cell, Cell] = ("timbre_replaces", AS_RECIPE), (RECIPE, AS_RECIPE)
+    form: tuple[ClaimCell, ClaimCell] = ("timbre_replaces", AS_RECIPE), (RECIPE, AS_RECIPE)
     dropped = {name: ARMS[name] for name in (RECIPE, "timbre_never_dropped", "timbre_half_dropped")}
     return {
         "timbre_form": Claim(
@@ -236,11 +236,11 @@ def _share(stage: StageConfig, task: Task) -> float:
 
 
 def _weighed(parts: Iterable[tuple[Mapping[str, float], float]]) -> dict[str, float]:
-    """Mean of the mixes, each normalised, weighed by its steps."""
+    """Mean of the mixes, each normalised, weighed by its steps; {} where nothing has weight."""
     found: dict[str, float] = {}
     for weights, steps in parts:
         whole = sum(weights.values())
         for name, weight in weights.items():
             found[name] = found.get(name, 0.0) + steps * weight / whole
     total = sum(found.values())
-    return {name: round(weight / total, 9) for name, weight in found.items()}
+    return {name: round(weight / total, 9) for name, weight in found.items() if weight > 0}

@@ -54,13 +54,18 @@ class Trainings:
 
     def best_rate(self, name: str, arm: ClaimArm) -> float | None:
         """The factor with the lowest loss on the validation clips (weighed as in training) after the last
-        stage of the first seed; None until all were tried."""
+        stage of the first seed; None until all were tried. Raises ValueError where that was not measured."""
         losses: dict[float, float] = {}
         for factor in self.config.lr_factors:
             path = self.folder(name, 0, self.at_rate(arm, 0, factor)) / VALIDATION
             if not path.is_file():
                 return None
             last = list(read_json(path, f"remove {path.parent}").values())[-1]
+            if not {"validation/video", "validation/audio"} <= last.keys():
+                raise ValueError(
+                    f"{path}: no validation loss to choose a learning rate by; encode the set `validation` and "
+                    f"remove {path.parent}"
+                )
             weights = self.recipe.objective
             video, audio = (last[f"validation/{stream}"] for stream in ("video", "audio"))
             losses[factor] = weights.video_weight * video + weights.audio_weight * audio

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.studies.claims.config import ClaimsConfig
-from experiments.studies.claims.registry import Cell, Claim
+from experiments.studies.claims.registry import Claim, ClaimCell
 from experiments.studies.claims.trainings import Trainings
 from experiments.studies.harness import Run, mark_of
 from pretrain.config import to_json
@@ -69,7 +69,7 @@ class ClaimUnits:
     model: str
     scored: Mapping[str, Any]
 
-    def of(self, claim: Claim, cell: Cell, seed: int) -> tuple[ClaimUnit, Path] | None:
+    def of(self, claim: Claim, cell: ClaimCell, seed: int) -> tuple[ClaimUnit, Path] | None:
         """The unit of a cell and the file of its scores; None where its training is not known yet."""
         name, sampling = cell
         training = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,15 @@ SEEN = (Z + float(norm.ppf(POWER))) / Z  # detectable difference / half width of
 MIN_TRAININGS = 2  # seeds of a training from which its luck can be told
 WORDS = {"better": "favours", "worse": "against"}  # otherwise as they are
 NOT_RUN = "not run"
+# a difference of what was not measured, such as a validation loss without a set to validate on
+NOT_MEASURED: Mapping[str, Any] = {
+    "mean": None,
+    "low": None,
+    "high": None,
+    "n": 0,
+    "verdict": "not measured",
+    "detectable": None,
+}
 
 
 def over_prompts(ours: SeedTerms, theirs: SeedTerms, resamples: int) -> Interval:
