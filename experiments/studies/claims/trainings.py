@@ -63,8 +63,8 @@ class Trainings:
             last = list(read_json(path, f"remove {path.parent}").values())[-1]
             if not {"validation/video", "validation/audio"} <= last.keys():
                 raise ValueError(
-                    f"{path}: no validation loss to choose a learning rate by; encode the set `validation` and "
-                    f"remove {path.parent}"
+                    f"{path}: no validation loss to choose a learning rate by; encode the set `validation` "
+                    f"and remove {path.parent}"
                 )
             weights = self.recipe.objective
             video, audio = (last[f"validation/{stream}"] for stream in ("video", "audio"))
