@@ -102,8 +102,9 @@ class Killed:
         code = -1
         while code != 0:
             self.attempts += 1
+            undisturbed = len(self.killed) >= self.kills
             code = self._attempt()
-            if code > 0 and len(self.killed) >= self.kills:
+            if code > 0 and undisturbed:
                 raise RuntimeError(f"exit code {code}: {(self.work / 'said.txt').read_text()[-3000:]}")
 
     def _attempt(self) -> int:

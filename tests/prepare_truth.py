@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from truth_film import DEVELOPMENT_DRAW, Film
 from truth_scores import (
     copies,
     cut_words,
@@ -40,6 +41,7 @@ from pretrain.files import write_json
 
 def main() -> int:
     asked = _arguments()
+    Film.draw = asked.draw
     settings = Settings(PrepareConfig(**dict(map(_setting, asked.set))), 24.0)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(asked.work or scratch)
@@ -57,6 +59,7 @@ def main() -> int:
     measured["set"] = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "cores": os.cpu_count(),
+        "draw": asked.draw,
         "processes": asked.nproc,
         "videos": len(truths),
         "video_seconds": round(sum(result["seconds"] for result in results.values()), 1),
@@ -163,6 +166,12 @@ def _arguments() -> argparse.Namespace:
         "--syncnet", help="folder of a sync network (out/syncnet/judge); none: faces not checked"
     )
     parser.add_argument("--real", help="folder to which recordings of packages are fetched (pip, apt-get)")
+    parser.add_argument(
+        "--draw",
+        type=int,
+        default=DEVELOPMENT_DRAW,
+        help="of what is said and seen; limits were chosen on the default",
+    )
     parser.add_argument("--work", help="folder to keep videos and results in; a temporary one by default")
     parser.add_argument("--json", help="file for the numbers")
     parser.add_argument("--nproc", type=int, default=os.cpu_count() or 1)

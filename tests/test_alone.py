@@ -83,3 +83,26 @@ def test_ranks_are_started_without_a_launchers_variables(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     with pytest.raises(ValueError, match="torchrun started 4 of these"):
         run_ranks("module", tmp_path, 1, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("said", "ends", "starts"), [("EADDRINUSE", [1, 0], 2), ("EADDRINUSE", [1] * 9, 5), ("", [1], 1)]
+)
+def test_ranks_whose_port_was_taken_meanwhile_start_again(monkeypatch, tmp_path, said, ends, starts):
+    codes = iter(ends)
+
+    class Ended:
+        def __init__(self, *_, stdout, **__):
+            self.code = next(codes)
+            stdout.write(said if self.code else "")
+            stdout.flush()
+
+        def wait(self, timeout):
+            return self.code
+
+        def poll(self):
+            return self.code
+
+    monkeypatch.setattr("pretrain.launch.torchrun.subprocess.Popen", Ended)
+    assert run_ranks("module", tmp_path, 2, 0, None) == ends[starts - 1]
+    assert (tmp_path / "log.txt").read_text().count("torchrun starts") == starts

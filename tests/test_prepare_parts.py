@@ -173,6 +173,18 @@ def test_speakers_across_sources_and_references_of_other_clips():
     ]
 
 
+def test_one_speaker_of_all_needs_no_voice_and_leaves_given_names():
+    given = {"speaker": "", "reference": ""}
+    mute = [{"start_s": 0.0, "end_s": 0.2, "voice": None}]
+    clips = [
+        {"source": "a", "given": given, "spans": spans((0, 2.0), (1, 0.4)) + mute},
+        {"source": "b", "given": {"speaker": "Ann", "reference": ""}, "spans": spans((2, 2.0))},
+    ]
+    speakers = assign_speakers(clips, 0.75, 0.8, "nina")
+    assert [speakers[SpanKey(0, number)] for number in range(3)] == ["nina"] * 3
+    assert speakers[SpanKey(1, 0)] == "Ann"
+
+
 def test_sources_of_folders_lists_and_patterns(tmp_path):
     for name in ("b.mp4", "a.MKV", "sub/c.webm", "note.pdf"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

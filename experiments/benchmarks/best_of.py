@@ -225,7 +225,7 @@ def main() -> None:
     threads = torch.get_num_threads()
     result = measure(DemoOutput(options.demo.resolve(), options.work), options.candidates, options.limit)
     torch.set_num_threads(threads)
-    write(options.out, {**facts("pocketsphinx"), **result})
+    write({**facts("pocketsphinx"), **result}, options.out)
     print(table(result))
 
 

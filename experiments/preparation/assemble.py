@@ -59,7 +59,7 @@ def assemble(
         name = f"rejected/{clips[place]['data_id']}.mp4"
         files[name] = clips[place]["folder"] / f"{clips[place]['data_id']}.mp4"
     clips = [clip for place, clip in enumerate(clips) if place not in twice]
-    speakers = assign_speakers(clips, config.same_speaker, config.same_speaker_across)
+    speakers = assign_speakers(clips, config.same_speaker, config.same_speaker_across, config.speaker)
     chosen = choose_references(clips, speakers, config.min_reference_s)
     references = {
         _reference(name, number): [

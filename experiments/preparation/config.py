@@ -52,6 +52,7 @@ class PrepareConfig:
     min_coverage: float = 0.6  # of the speech by the words of a given text; with half of them missing 0.5
     pause_s: float = 0.12  # shorter pauses are not cut at
     turn_pause_s: float = 0.3  # speakers change in pauses
+    speaker: str = ""  # who speaks in all of them, where a clip names nobody; "" = voices are clustered
     same_speaker: float = 0.75  # cosine of voices at which clusters join (average linkage), within a source
     same_speaker_across: float = 0.8  # and of speakers of several sources
     min_reference_s: float = 1.0

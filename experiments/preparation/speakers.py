@@ -21,8 +21,11 @@ class SpanKey:
     span: int
 
 
-def assign_speakers(clips: Sequence[Mapping[str, Any]], same: float, across: float) -> dict[SpanKey, str]:
-    """Speaker names `speaker000` on, numbered in the order in which they first speak; a given name counts.
+def assign_speakers(
+    clips: Sequence[Mapping[str, Any]], same: float, across: float, only: str = ""
+) -> dict[SpanKey, str]:
+    """Speaker names `speaker000` on, numbered in the order in which they first speak; a given name counts,
+    and `only` is given for all that have none.
 
     `same`: cosine at which clusters join (average linkage) within a source; `across`: of several sources.
     Spans without a voice follow their clip's first.
@@ -32,8 +35,8 @@ def assign_speakers(clips: Sequence[Mapping[str, Any]], same: float, across: flo
     for place, clip in enumerate(clips):
         for number, span in enumerate(clip["spans"]):
             key = SpanKey(place, number)
-            if clip["given"]["speaker"]:
-                named[key] = clip["given"]["speaker"]
+            if given := clip["given"]["speaker"] or only:
+                named[key] = given
             elif span["voice"]:
                 by_source.setdefault(clip["source"], []).append(key)
     groups: list[list[SpanKey]] = []

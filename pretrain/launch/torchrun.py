@@ -16,10 +16,10 @@ import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pretrain.config import one_line
 from pretrain.files import read_json
@@ -36,6 +36,7 @@ SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # seconds that ranks have f
 FRESH_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 ALONE = Nodes()
 _POLL_S = 0.2
+PORT_TRIES = 5  # starts of ranks on one machine, each on other ports
 
 
 def run_ranks(
@@ -56,22 +57,6 @@ def run_ranks(
         # of an earlier attempt
         for stale in (*out.glob(f"{ERROR}.*"), *out.glob(STATE)):
             stale.unlink()
-    threads = max(
-        1,
-        (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) // nproc,
-    )
-    repository = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join([repository, *filter(None, [os.environ.get("PYTHONPATH")])])
-    # PET_*: torchrun's options by environment
-    left_out = {name for name in os.environ if name.startswith("PET_") or name in RANK_VARIABLES}
-    inherited = {name: value for name, value in os.environ.items() if name not in left_out}
-    environment = {
-        SHUTDOWN_TIMEOUT: "90",
-        FRESH_STORE: "1",
-        **inherited,
-        "OMP_NUM_THREADS": str(threads),
-        "PYTHONPATH": path,
-    }
     command = [
         sys.executable,
         "-m",
@@ -81,22 +66,55 @@ def run_ranks(
         module,
         str(out / RESOLVED),
     ]
-    tail = MetricsTail(out / METRICS)
+    tail, environment = MetricsTail(out / METRICS), _environment(nproc)
     with log_file(out, nodes).open("a") as log, progress or contextlib.nullcontext():
-        print(ATTEMPT, file=log, flush=True)
-        process = subprocess.Popen(
-            command,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
-            preexec_fn=end_with_parent,
-        )
-        with _forwarding(process):
-            while (code := _wait(process)) is None:
-                _show(tail, progress)
-        _show(tail, progress)
+        for _ in range(PORT_TRIES):
+            code = _attempt(command, environment, log, lambda: _show(tail, progress))
+            if code <= 0 or nodes.count > 1 or not lost_its_port(out / LOG):
+                break
     return code
+
+
+def _environment(nproc: int) -> dict[str, str]:
+    threads = max(
+        1,
+        (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1) // nproc,
+    )
+    repository = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join([repository, *filter(None, [os.environ.get("PYTHONPATH")])])
+    # PET_*: torchrun's options by environment
+    left_out = {name for name in os.environ if name.startswith("PET_") or name in RANK_VARIABLES}
+    inherited = {name: value for name, value in os.environ.items() if name not in left_out}
+    return {
+        SHUTDOWN_TIMEOUT: "90",
+        FRESH_STORE: "1",
+        **inherited,
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONPATH": path,
+    }
+
+
+def _attempt(command: list[str], environment: dict[str, str], log: TextIO, show: Callable[[], None]) -> int:
+    print(ATTEMPT, file=log, flush=True)
+    process = subprocess.Popen(
+        command,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=end_with_parent,
+    )
+    with _forwarding(process):
+        while (code := _wait(process)) is None:
+            show()
+    show()
+    return code
+
+
+def lost_its_port(log: Path) -> bool:
+    """The last attempt in `log` ended since another process took the port that torchrun had found free for
+    its ranks, before they listened there (nothing had begun then)."""
+    return "EADDRINUSE" in log.read_text(errors="replace").rpartition(ATTEMPT)[2]
 
 
 def log_file(out: Path, nodes: Nodes) -> Path:
