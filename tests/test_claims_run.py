@@ -127,7 +127,8 @@ def test_rates_are_tried_once_and_the_best_is_trained_with_the_other_seeds(machi
     lr = recipe.pretrain.stages["stage1"].lr
     tried = [(name, factor * lr) for name in ("mini", "unified") for factor in (1.0, 2.0)]
     assert machine.trained[:4] == tried
-    assert machine.trained[4:] == [("mini", lr), ("unified", lr)]  # the second seed, at the best rate
+    # the second seed, at the best rate; the first seed's is the trial
+    assert sorted(machine.trained[4:]) == [("mini", lr), ("unified", lr)]
     row = study["claims"]["paradigm_unified"]
     assert row["seeds"] == 2 and row["verdict"] == "not told apart"
     assert {"sync_judge", "validation/T2V/video"} <= row["contrasts"][0]["differences"].keys()
