@@ -79,11 +79,12 @@ def compared(
 ) -> dict[str, Any]:
     """`{mean, low, high, n, verdict, detectable}`.
 
-    detectable: the difference that would have been told apart with a chance of `POWER`; null without one.
+    detectable: the difference that would have been told apart with a chance of `POWER`; null where nothing
+    varies, as if no clip differs, and the data do not say.
     """
     found = (over_trainings if trained else over_prompts)(ours, theirs, resamples)
     half = (found.high - found.low) / 2
-    detectable = None if math.isnan(half) else round(SEEN * half, 6)
+    detectable = round(SEEN * half, 6) if half > 0 else None
     return {
         **found.as_json(),
         "verdict": verdict_of(found, higher_is_better, trained),
