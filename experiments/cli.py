@@ -158,6 +158,12 @@ _VERBS = (
         "study.paradigms",
         "compare NAVA with a dual tower and a unified model at equal cost",
     ),
+    Verb(
+        "study claims",
+        "study.claims",
+        "the paper's claims, each asked at this size, with a computed verdict",
+        "--rows guidance_text guidance_align",
+    ),
     Verb("study objectives", "study.objectives", "the objectives of alignment at one rollout budget"),
     Verb("study seeds", "study.seeds", "align from several seeds, evaluated by the judges", "--seeds 3"),
     Verb(

@@ -27,6 +27,8 @@ STAGES = (
 PRETRAIN_STAGES = ("stage1", "stage2", "stage3")
 CHOSEN = "chosen.json"  # in Layout.chosen
 PAIRS = "pairs.jsonl"  # in Layout.votes
+# Sets of the first prompts of pretrain_seen, with one modality alone: folder of `generated` -> task and clips
+ONE_MODALITY_SETS = {"pretrain_t2a": ("T2A", 48), "pretrain_t2v": ("T2V", 8)}
 VOTED_CLIPS = "clips"  # in Layout.votes: the store that a survey's votes are about
 
 

@@ -69,6 +69,27 @@ def test_rates_count_by_their_ratio_and_do_count(factor: float) -> None:
     assert (slower - plain).abs().max() > 1e-4
 
 
+def test_plain_rotary_positions_know_no_rates() -> None:
+    """The arm of `nava study claims`: audio token p turns by p, video as ever."""
+    plain, audio = debug_model(), audio_stream(tokens=9)
+    plain.args = replace(plain.args, rate_aware_rope=False)
+    video = video_stream(frames=9)
+    seen, heard = plain._freqs_cis(video, audio)
+    slower = plain._freqs_cis(None, replace(audio, rate_hz=50.0))[1]
+    assert heard is not None and slower is not None and torch.equal(heard, slower)
+    aware = MODEL._freqs_cis(video, audio)
+    assert seen is not None and aware[0] is not None and torch.equal(seen, aware[0])
+    frames = seen.unflatten(0, (9, 4))[:, 0]
+    torch.testing.assert_close(heard, frames, atol=1e-6, rtol=0)  # token 9 is where frame 9 is
+
+
+def test_a_model_says_of_its_positions_only_what_older_ones_could_not_have() -> None:
+    args = MODEL.args
+    assert "rate_aware_rope" not in args.as_facts()
+    plain = replace(args, rate_aware_rope=False)
+    assert plain.as_facts() == {**args.as_facts(), "rate_aware_rope": False}
+
+
 def test_rotation_turns_interleaved_pairs() -> None:
     x = torch.tensor([1.0, 0.0, 0.0, 2.0]).view(1, 1, 1, 4)
     turned = rotate(x, freqs_cis_of(torch.tensor([[torch.pi / 2, torch.pi]], dtype=torch.float64)))

@@ -11,6 +11,7 @@ from pretrain.data.encoding.writer import LatentWriter
 from pretrain.data.stream.store import LatentStore
 from pretrain.launch.stage_run import StageRun
 from pretrain.recipe import CheckpointConfig, ParallelConfig, PretrainConfig
+from pretrain.types import Task
 
 pytestmark = pytest.mark.distributed
 STEPS = 8
@@ -54,7 +55,10 @@ def assert_same_training(run: StageRun, reference: StageRun) -> None:
 def test_two_ranks_alternate_tasks_and_equal_one(latents, one_rank, tmp_path, shard_blocks):
     run = trained(tmp_path, latents, config(STEPS, parallel=ParallelConfig(shard_blocks=shard_blocks)), 2)
     assert {row["task"] for row in rows(run) if "task" in row} == {"T2A", "T2AV", "TI2AV", "T2V"}
-    assert "validation/video" in rows(run)[-1] and "validation/audio/0.5" in rows(run)[-1]
+    last = rows(run)[-1]
+    assert "validation/video" in last and "validation/audio/0.5" in last
+    assert {name.split("/")[1] for name in last if name.count("/") == 2} >= set(Task)
+    assert "validation/T2A/video" not in last and "validation/T2V/audio" not in last
     assert_same_training(run, one_rank)
 
 

@@ -2,10 +2,12 @@
 
 import math
 
+import pytest
+import torch
 from model_cases import clean_batch, debug_model
 
 from pretrain.objective import ObjectiveConfig
-from pretrain.titan.validate import SIGMA_BUCKETS, validation_losses, validation_sums
+from pretrain.titan.validate import SIGMA_BUCKETS, losses_by_task, validation_losses, validation_sums
 from pretrain.types import Task
 
 
@@ -22,3 +24,39 @@ def test_validation_is_repeatable_and_covers_the_buckets() -> None:
 def test_absent_modality_is_left_out() -> None:
     losses = validation_losses(validation_sums(debug_model(), [clean_batch(Task.T2A)], ObjectiveConfig()))
     assert list(losses) == ["validation/audio/0.1"]
+
+
+def test_each_task_has_its_own_means_and_t2av_the_common_names() -> None:
+    sums = {
+        f"{task}/{name}/{centre}/{part}": torch.tensor(value, dtype=torch.float64)
+        for number, task in enumerate(Task, start=1)
+        for name in ("video", "audio")
+        for place, centre in enumerate(SIGMA_BUCKETS)
+        for part, value in (("sum", number * (place + 1.0)), ("count", 2.0))
+        if not (task is Task.T2A and name == "video") and not (task is Task.T2V and name == "audio")
+    }
+    losses = losses_by_task(sums)
+    for number, task in enumerate(Task, start=1):
+        for name, present in (("video", task is not Task.T2A), ("audio", task is not Task.T2V)):
+            assert (f"validation/{task}/{name}" in losses) is present
+            if present:
+                assert losses[f"validation/{task}/{name}"] == pytest.approx(number * 3.0 / 2)
+    assert losses["validation/video"] == losses["validation/T2AV/video"]
+    assert losses["validation/audio/0.9"] == pytest.approx(5.0 / 2)
+    assert len(losses) == 8 + 2 + 2 * len(SIGMA_BUCKETS)
+
+
+def test_a_task_without_the_picture_answers_for_its_sound_alone() -> None:
+    """The loss of T2A is that of the sound without any picture beside it, not a part of T2AV's."""
+    model = debug_model()
+    alone, joint = (
+        losses_by_task(
+            {
+                f"{task}/{name}": value
+                for name, value in validation_sums(model, [clean_batch(task)] * 5, ObjectiveConfig()).items()
+            }
+        )
+        for task in (Task.T2A, Task.T2AV)
+    )
+    assert set(alone) == {"validation/T2A/audio"}
+    assert alone["validation/T2A/audio"] != pytest.approx(joint["validation/T2AV/audio"], rel=1e-4)

@@ -36,6 +36,40 @@ def paradigms(
     print(f"report  {out / 'study' / 'paradigms.md'}, .json and .png")
 
 
+def claims(
+    recipe: RecipeName = "mini",
+    /,
+    settings: SetOptions = (),
+    out: Path = Path("out"),
+    rows: tuple[str, ...] = (),
+    model: Path | None = None,
+    only_page: bool = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Ask the paper's claims of small models, a row each: guidance on a model that is there, design choices
+    by trainings at equal FLOPs; verdicts are computed, with the difference that could have been seen.
+
+    Needs the data of `nava demo` in OUT. Writes OUT/study/claims.json, .md and .png with every row, "0 seeds:
+    not run" of those without results; started again, it goes on where it stopped.
+    --rows: some of them (guidance_text guidance_align guidance_timbre need no training); all by default,
+      which trains for days on a few cores. Sizes: --set claims.seeds=1 --set claims.num_prompts=16.
+    --model: a model folder for rows that only sample, OUT/pretrain/stage3/model by default.
+    --only-page: run nothing, make the page of what is there.
+    """
+    from experiments.studies.claims.run import ClaimsRecipe, study_claims
+
+    found, layout = recipe_for(recipe, settings), Layout(out=out)
+    sections = ClaimsRecipe(found.name, found.claims, found.pretrain, found.generate, found.score)
+    last = list(found.pretrain.stages)[-1]
+    study = study_claims(sections, layout, model or layout.model(last), rows, only_page)
+    if as_json:
+        print(json.dumps(study, indent=1))
+        return
+    print((out / "study" / "claims.md").read_text())
+    print(f"cost    {study['core_hours']:.2f} core-hours so far")
+    print(f"report  {out / 'study' / 'claims.md'}, .json and .png")
+
+
 def objectives(
     recipe: RecipeName = "mini", /, settings: SetOptions = (), out: Path = Path("out"), nproc: int = 0
 ) -> None:

@@ -13,6 +13,7 @@ from experiments.report.evaluate import EvaluateConfig
 from experiments.runs.trackers import TrackingConfig
 from experiments.scoring.reward_files import RewardFiles
 from experiments.scoring.sets import ScoreConfig
+from experiments.studies.claims.config import ClaimsConfig
 from experiments.studies.objectives.config import ObjectivesConfig
 from experiments.studies.paradigms.config import StudyConfig
 from finetune.make_rollouts import RolloutsConfig
@@ -57,6 +58,7 @@ class Recipe:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     study: StudyConfig = field(default_factory=StudyConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)  # of every run; no number depends on it
+    claims: ClaimsConfig = field(default_factory=ClaimsConfig)  # of `nava study claims`
     objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)  # of `nava study objectives`
 
     def __post_init__(self) -> None:

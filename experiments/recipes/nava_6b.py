@@ -14,15 +14,20 @@ from pretrain.recipe import CheckpointConfig, OptimizerConfig, ParallelConfig, P
 from pretrain.sampling import SamplerConfig
 from pretrain.schedule import StageConfig
 
+# Of the steps on audio-visual data. The paper names the tasks and not their shares, so these are ours: half
+# of the steps may have a first frame, and a tenth keeps the picture without sound that the warm start brings
+AUDIO_VISUAL_TASKS = {"T2AV": 0.4, "TI2AV": 0.25, "TIA2AV": 0.25, "T2V": 0.1}
+
 
 def nava_6b() -> Recipe:
     """Warm-started by `nava pretrain nava_6b --from MODEL`, a folder of `nava import wan2.2` (or of `nava
     import nava`).
 
     Stated in nava.md: everything of the objective, the optimizer but its betas and warmup, batch, steps in
-    all, and the ratios of audio alone to both per stage. Ours: how the steps divide over the stages, betas,
-    1000 steps of warmup, the EMA, the intervals, and the list of sizes that clips are brought to. The rate
-    stays at 1e-4 after its warmup, as in the release, whose scheduler never steps.
+    all, the five tasks, and the ratios of audio alone to both per stage. Ours: how the steps divide over the
+    stages and the audio-visual ones over their tasks, betas, 1000 steps of warmup, the EMA, the intervals,
+    and the list of sizes that clips are brought to. The rate stays at 1e-4 after its warmup, as in the
+    release, whose scheduler never steps.
     """
     return Recipe(
         name="nava_6b",
@@ -64,11 +69,20 @@ def nava_6b() -> Recipe:
 
 def _stages() -> dict[str, StageConfig]:
     stages = (
-        _stage("stage1", 35_000, {"T2A": 3.0, "T2AV": 0.5, "TI2AV": 0.5}, "paired", "audio_only"),
-        _stage("stage2", 25_000, {"T2A": 1.0, "T2AV": 1.5, "TI2AV": 1.5}, "paired", "hq_audio"),
-        _stage("stage3", 10_000, {"T2AV": 1.0, "TI2AV": 0.5, "TIA2AV": 0.5}, "curated", ""),
+        _stage("stage1", 35_000, _tasks(3.0, 1.0), "paired", "audio_only"),
+        _stage("stage2", 25_000, _tasks(1.0, 3.0), "paired", "hq_audio"),
+        _stage("stage3", 10_000, _tasks(0.0, 1.0), "curated", ""),
     )
     return {stage.name: stage for stage in stages}
+
+
+def _tasks(audio_only: float, audio_visual: float) -> dict[str, float]:
+    """Weights of the five tasks at a ratio audio-only : audio-visual data (nava.md, section 3).
+
+    T2V takes the pictures of audio-visual data, so it counts on that side; audio-only data can be T2A alone.
+    """
+    shares = {task: round(audio_visual * share, 6) for task, share in AUDIO_VISUAL_TASKS.items()}
+    return {"T2A": audio_only, **shares}
 
 
 def _stage(name: str, steps: int, tasks: dict[str, float], video_set: str, audio: str) -> StageConfig:

@@ -18,6 +18,7 @@ SUFFIXES = {  # of prompt sets that get a column each
     "_disagree": "text and reference disagree",
     "_dialogue": "dialogue",
     "_camera": "camera moves",
+    "_t2a": "sound without picture",
 }
 RENAMED = {"voice_accuracy_resemblyzer_disagree": "reference_wins_disagree"}
 TITLES = {"reference_wins_disagree": "Reference voice wins over the text"}

@@ -42,13 +42,15 @@ class Card:
     """One clip on the page."""
 
     source: str
-    mp4: bytes
+    media: bytes  # MP4; WAV where there is sound alone
     picture: bytes  # PNG
     transcript: str  # words
     voices: str  # nearest
     words: str  # expected transcript
     wanted_voices: str
     lips: float | None  # correlation with loudness
+    has_picture: bool = True
+    has_sound: bool = True
 
 
 @dataclass(frozen=True)

@@ -37,12 +37,17 @@ def spectrogram_db(waveform: np.ndarray) -> np.ndarray:
 
 
 def draw_clip(figure: Figure, area: tuple[float, float, float, float], clip: Clip) -> None:
-    """Filmstrip, spectrogram and waveform in `area` (left, bottom, width, height as shares of the figure)."""
+    """Filmstrip, spectrogram and waveform in `area` (left, bottom, width, height as shares of the figure).
+
+    The place of a modality that the clip lacks stays empty.
+    """
     left, bottom, width, height = area
-    assert clip.frames is not None and clip.waveform is not None
-    strip = figure.add_axes((left, bottom + 0.58 * height, width, 0.42 * height))
-    strip.imshow(filmstrip(clip.frames), aspect="auto", interpolation="nearest")
-    strip.set_axis_off()
+    if clip.frames is not None:
+        strip = figure.add_axes((left, bottom + 0.58 * height, width, 0.42 * height))
+        strip.imshow(filmstrip(clip.frames), aspect="auto", interpolation="nearest")
+        strip.set_axis_off()
+    if clip.waveform is None:
+        return
     sound = figure.add_axes((left, bottom + 0.23 * height, width, 0.33 * height))
     sound.imshow(
         spectrogram_db(clip.waveform), aspect="auto", origin="lower", cmap="magma", interpolation="bilinear"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,14 +9,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from experiments.report.cards import Details, card_of, detail_of, transcript_and_voices
 from experiments.report.gates import Gate, check_gates, read_reports
 from experiments.report.metric_keys import MetricsByName
 from experiments.report.page import AlignmentPart, Card, Section, page
-from experiments.report.pictures import before_after_dots, clip_png, contact_sheet, loss_curves, reward_curves
+from experiments.report.pictures import before_after_dots, contact_sheet, loss_curves, reward_curves
+from experiments.report.task_clips import task_sections
 from experiments.scoring.rows import read_scores
 from experiments.scoring.samples import (
-    FPS,
-    SAMPLE_RATE_HZ,
     SourceClip,
     codec_samples,
     generated_samples,
@@ -26,7 +25,6 @@ from experiments.scoring.samples import (
 from experiments.scoring.sets import ALIGN_SET, MAIN_SET, SCORES
 from pretrain.codecs.load import load_codecs
 from pretrain.files import replacing
-from pretrain.media.write import write_mp4
 
 NUM_EXAMPLES = 4
 GENERATED_SECTIONS = (  # heading, sentence, prompt set
@@ -35,7 +33,6 @@ GENERATED_SECTIONS = (  # heading, sentence, prompt set
 )
 NUM_READ = 64  # clips per set that are searched for examples
 NUM_REAL = 208  # real clips of each kind, likewise
-Details = Mapping[tuple[str, str, str], Mapping[str, Any]]  # by prompt set, source, data id
 
 
 def report(
@@ -74,9 +71,10 @@ def report(
         "The first prompts of the set, one per voice, beside a real clip with the same voice and, if there "
         "is one, the same word."
     )
-    cards = [(row[-1].clip.prompt, [_card(MAIN_SET, sample, details) for sample in row]) for row in rows]
+    cards = [(row[-1].clip.prompt, [card_of(MAIN_SET, sample, details) for sample in row]) for row in rows]
     sections = [Section("Listen and look", about, cards)]
     sections += [_generated_section(*texts, generated, details) for texts in GENERATED_SECTIONS]
+    sections += task_sections(generated, pretrain, details)
     losses = loss_curves(pretrain)
     sheet = contact_sheet(
         [{s.source: (s.clip, _caption(s, details)) for s in row} for row in rows],
@@ -122,8 +120,8 @@ def _before_after(before: Path, after: Path, details: Details) -> list[tuple[str
                 "prompts"
             )
         cards = [
-            replace(_card(ALIGN_SET, sample, details), source="before"),
-            _card(ALIGN_SET, aligned[sample.data_id], details),
+            replace(card_of(ALIGN_SET, sample, details), source="before"),
+            card_of(ALIGN_SET, aligned[sample.data_id], details),
         ]
         rows.append((sample.clip.prompt, cards))
     return rows
@@ -156,54 +154,18 @@ def _generated_section(
         return Section(heading, about, [])
     kind = prompt_set.removeprefix("pretrain_")
     samples = generated_samples(generated / prompt_set, kind, limit=NUM_EXAMPLES)
-    cards = [(sample.clip.prompt, [_card(prompt_set, sample, details)]) for sample in samples]
+    cards = [(sample.clip.prompt, [card_of(prompt_set, sample, details)]) for sample in samples]
     return Section(heading, about, cards)
 
 
-def _card(prompt_set: str, sample: SourceClip, details: Details) -> Card:
-    clip, scored = sample.clip, _detail(prompt_set, sample, details)
-    assert clip.frames is not None
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "clip.mp4"
-        write_mp4(path, clip.frames, FPS, clip.waveform, SAMPLE_RATE_HZ)
-        mp4 = path.read_bytes()
-    words, expected_voices = " ".join(clip.spans), " ".join(clip.voices)
-    lips = scored["scores"].get("lip_loudness_correlation")
-    return Card(
-        sample.source,
-        mp4,
-        clip_png(clip),
-        *_transcript_and_voices(scored),
-        words=words,
-        wanted_voices=expected_voices,
-        lips=lips,
-    )
-
-
 def _caption(sample: SourceClip, details: Details) -> str:
-    scored = _detail(MAIN_SET, sample, details)
-    transcript, voices = _transcript_and_voices(scored)
+    scored = detail_of(MAIN_SET, sample, details)
+    transcript, voices = transcript_and_voices(scored)
     return f"says “{' '.join(sample.clip.spans)}”, recognised “{transcript}”, nearest voice {voices or '–'}"
-
-
-def _transcript_and_voices(scored: Mapping[str, Any]) -> tuple[str, str]:
-    """Transcript and nearest voices."""
-    texts = scored["texts"]
-    return texts.get("wer_pocketsphinx", ""), texts.get("voice_accuracy_resemblyzer", "")
 
 
 def _quoted(prompt: str) -> str:
     return prompt.replace("<S>", "“").replace("<E>", "”")
-
-
-def _detail(prompt_set: str, sample: SourceClip, details: Details) -> Mapping[str, Any]:
-    key = (prompt_set, sample.source, sample.data_id)
-    if key not in details:
-        raise ValueError(
-            f"{sample.data_id}: {sample.source} clip of {prompt_set} is not in the evaluation; run `nava "
-            "evaluate` again"
-        )
-    return details[key]
 
 
 def _write(path: Path, content: bytes) -> Path:

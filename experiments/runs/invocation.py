@@ -31,7 +31,8 @@ INVOCATION_TAG = "nava.invocation"  # what the command did
 RESULTS = "results.json"  # in the run's spool folder: what came out, for its description
 # of a training's metrics, those that its invocation shows as well
 _CURVES = re.compile(
-    r"(loss|loss_video|loss_audio|clips_seen|audio_seconds(/clips)?|validation/(video|audio)|held_out_total)$"
+    r"(loss|loss_video|loss_audio|clips_seen|audio_seconds(/clips)?|validation/(\w+/)?(video|audio)"
+    r"|held_out_total)$"
 )
 log = logging.getLogger(__name__)
 _HELD_OUT = re.compile(r"held_out/(reward|judge)/")

@@ -56,12 +56,12 @@ def real_samples(manifest: Path, limit: int) -> dict[str, list[SourceClip]]:
 def generated_samples(
     folder: Path, kind: str, limit: int | None = None, source: str = "generated"
 ) -> list[SourceClip]:
-    """The first `limit` clips of a generated set (its index.jsonl).
+    """The first `limit` clips of a generated set (its index.jsonl); a modality that its task lacks is None.
 
     Raises FileNotFoundError or ValueError in one line.
     """
     files = islice(index_clips(folder / INDEX, kind=kind), limit)
-    return [SourceClip(file.name, source, kind, _read(file)) for file in files]
+    return [SourceClip(file.name, source, kind, _read(file, wanted=None)) for file in files]
 
 
 def codec_samples(samples: Sequence[SourceClip], codecs: Codecs) -> list[SourceClip]:
@@ -100,7 +100,10 @@ def _content(sample: SourceClip) -> tuple[np.ndarray, np.ndarray]:
     return sample.clip.frames, sample.clip.waveform
 
 
-def _read(file: ClipFile) -> Clip:
-    media = read_media(file.path, fps=FPS, sample_rate_hz=SAMPLE_RATE_HZ)
+def _read(file: ClipFile, wanted: bool | None = True) -> Clip:
+    """wanted: None = a modality that the file lacks is None, True = both are needed."""
+    media = read_media(
+        file.path, fps=FPS, sample_rate_hz=SAMPLE_RATE_HZ, want_video=wanted, want_audio=wanted
+    )
     clip = file.clip(media.frames, media.waveform, FPS, SAMPLE_RATE_HZ)
     return dataclasses.replace(clip, mended=media.mended)

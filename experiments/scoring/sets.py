@@ -35,6 +35,7 @@ PROMPT_SETS = {
     "pretrain_disagree": "",
     "pretrain_dialogue": "dialogue",
     "pretrain_camera": "camera",
+    "pretrain_t2a": "",  # sound alone; of pictures alone nothing is measured
 }
 SCORES = "clips.jsonl"
 REWARDS = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -115,7 +115,7 @@ def export_pipeline(
         content = {
             "_class_name": "NavaTransformerModel",
             "_diffusers_version": library,
-            "args": asdict(described.args),
+            "args": described.args.as_facts(),
             "flavor": described.flavor,
             "checkpoint_id": checkpoint,
         }

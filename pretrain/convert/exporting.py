@@ -122,7 +122,7 @@ def check_expressible(args: ModelArgs, layout: WeightLayout, model: Path) -> Non
     """Raises ValueError where the layout's own code would compute something else than this model."""
     wanted = {"open_deviation_video": None, "gelu": "tanh"}
     if layout == "nava":
-        wanted |= {"open_deviation_audio": None, "timbre_keeps_text": False}
+        wanted |= {"open_deviation_audio": None, "timbre_keeps_text": False, "rate_aware_rope": True}
     for field, value in wanted.items():
         if getattr(args, field) != value:
             raise ValueError(

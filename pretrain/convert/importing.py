@@ -100,6 +100,7 @@ def check_published(args: ModelArgs, name: str) -> None:
         "attend_text_padding": True,
         "dropped_text_is_zeros": True,
         "timbre_keeps_text": False,
+        "rate_aware_rope": True,
         "gelu": "tanh",
         "open_deviation_video": None,
         "open_deviation_audio": None,

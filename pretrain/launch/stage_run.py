@@ -96,7 +96,7 @@ class StageRun:
         """Facts of the training that its model keeps."""
         return {
             "flavor": self.config.flavor,
-            "args": dataclasses.asdict(flavor(self.config.flavor)),
+            "args": flavor(self.config.flavor).as_facts(),
             "stage": self.stage,
             "recipe_hash": recipe_hash(self.config, self.stage),
             "codec_id": self.codec_id,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from pretrain.types import AUDIO_CHANNELS, SPEAKER_DIM, VIDEO_CHANNELS
 
@@ -42,6 +42,8 @@ class ModelArgs:
     speaker_dim: int = SPEAKER_DIM
     patch_size: int = 2  # latent rows and columns a video token covers
     rope_theta: float = 10000.0
+    # audio token p turns by its time in video tokens (0.24 p at full size); False: by p, for comparison
+    rate_aware_rope: bool = True
     eps: float = 1e-6
     gelu: str = "tanh"  # of the FFN; "none" = exact (erf), whose CPU kernel is 2.6 times as fast
     split_ffn_and_norms: bool = False  # True: alignment blocks hold an FFN and a norm3 per modality (7.178 B)
@@ -81,6 +83,16 @@ class ModelArgs:
             raise ValueError("dropped_text_is_zeros attends to rows of padding; set attend_text_padding too")
         if self.head_dim < 6:
             raise ValueError(f"width / num_heads is {self.head_dim}; three rotary axes need at least 6")
+
+    def as_facts(self) -> dict[str, Any]:
+        """What a model folder and a training's identity say of it.
+
+        A field that older models lack is left out at its default, as they have it.
+        """
+        facts = asdict(self)
+        if self.rate_aware_rope:
+            del facts["rate_aware_rope"]
+        return facts
 
     @property
     def head_dim(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,7 +67,7 @@ def write_model(
         checkpoint_id = writers["ema" if "ema" in writers else "model"].digest()[:16]
         if not is_remote(folder):
             remove_file(folder / CONFIG)
-    content = {**facts, "flavor": flavor, "args": asdict(args), "checkpoint_id": checkpoint_id}
+    content = {**facts, "flavor": flavor, "args": args.as_facts(), "checkpoint_id": checkpoint_id}
     write_json(folder / CONFIG, content, through=writing, indent=1)
     return checkpoint_id
 

@@ -54,6 +54,19 @@ FLAVORS: dict[str, ModelArgs] = {
     "debug_dual_tower": replace(_DEBUG, paradigm="dual_tower", num_alignment_blocks=2, num_fusion_blocks=0),
     "debug_unified": replace(_DEBUG, paradigm="unified", num_alignment_blocks=0, num_fusion_blocks=2),
 }
+# of `nava study claims`: six blocks of which 0 to 6 align, the FFN's width making parameters equal within 1 %
+_BLOCKS = replace(_MINI, width=128, num_heads=2)
+_FFN_WIDTHS = {0: 680, 1: 600, 2: 512, 3: 424, 6: 168}
+FLAVORS |= {
+    f"blocks_{aligning}of6": replace(
+        _BLOCKS, num_alignment_blocks=aligning, num_fusion_blocks=6 - aligning, ffn_width=width
+    )
+    for aligning, width in _FFN_WIDTHS.items()
+}
+FLAVORS |= {
+    "mini_plain_rope": replace(_MINI, rate_aware_rope=False),
+    "mini_timbre_replaces": replace(_MINI, timbre_keeps_text=False),
+}
 _PUBLISHED = ("nava_6b", "nava_7b_split", "debug")
 FLAVORS |= {
     f"{name}_published": replace(

@@ -148,7 +148,7 @@ class AVTransformer(nn.Module):
         if video:
             out[0] = video_freqs_cis(*self._grid(video), dims, theta, video.latents.device)
         if audio:
-            ratio = audio.video_rate_hz / audio.rate_hz
+            ratio = audio.video_rate_hz / audio.rate_hz if self.args.rate_aware_rope else 1.0
             out[1] = freqs_cis_of(
                 audio_angles(audio.latents.shape[2], ratio, dims, theta, audio.latents.device)
             )

@@ -71,7 +71,7 @@ def train_stage(run: StageRun, trainer_type: type[PretrainTrainer] = PretrainTra
     def after_step(step: int) -> None:
         due = config.validate_every and step % config.validate_every == 0
         if due or trainer.finished:
-            last_losses.update(validator(trainer.model, trainer.ema))
+            last_losses.update(validator(trainer.model, trainer.ema, every_task=trainer.finished))
             output.log(dict(last_losses), step)
         output.files(trainer.after_step(step))
 

@@ -1,9 +1,10 @@
-"""Validation of the sharded model's EMA weights on the set `validation`, with fixed clips and noise."""
+"""Validation of the sharded model's EMA weights on the set `validation`, with fixed clips and noise, by
+task."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 
@@ -51,32 +52,31 @@ class Validator:
             check_sets_split(sets, flavor(run.config.flavor).patch_size, context)
             self.clips = sets[VALIDATION_SET]
 
-    def __call__(self, model: nn.Module, ema: Ema) -> dict[str, float]:
-        """`validation/{video|audio}/{sigma}` and their means, of the EMA weights; all ranks must call it."""
-        batches = list(self._batches())
-        if not batches:
-            return {}
+    def __call__(self, model: nn.Module, ema: Ema, every_task: bool = True) -> dict[str, float]:
+        """Losses of the EMA weights by `validation_losses`, each clip in each task; all ranks must call it.
+
+        every_task: False = only the tasks that the stage draws, and T2AV, whose losses stand for all. A clip
+        without references is one of TI2AV in TIA2AV too.
+        """
+        drawn = self.run.config.stage(self.run.stage).tasks
+        tasks = [task for task in Task if every_task or task is Task.T2AV or drawn.get(task, 0.0) > 0]
+        sums: dict[str, Tensor] = {}
         with ema.swapped_in():
             reshard(model)
             # a fresh gather of the averaged weights now, and of the trained ones afterwards
-            sums = validation_sums(model, batches, self.run.config.objective)  # type: ignore[arg-type]
+            for task in tasks:
+                if not (batches := list(self._batches(task))):
+                    return {}
+                found = validation_sums(model, batches, self.run.config.objective)  # type: ignore[arg-type]
+                sums |= {f"{task}/{name}": value for name, value in found.items()}
             reshard(model)
-        names = [
-            f"{name}/{sigma}/{part}"
-            for name in ("video", "audio")
-            for sigma in SIGMA_BUCKETS
-            for part in ("sum", "count")
-        ]
+        names = sorted(sums)  # equal on all ranks
         totals = torch.stack([sums[name] for name in names]).to(self.device)
         dist.all_reduce(totals)
         totals /= self.run.config.parallel.context
-        losses = validation_losses(dict(zip(names, totals.cpu(), strict=True)))
-        for name in ("video", "audio"):
-            values = [value for key, value in losses.items() if key.startswith(f"validation/{name}/")]
-            losses[f"validation/{name}"] = sum(values) / len(values)
-        return losses
+        return losses_by_task(dict(zip(names, totals.cpu(), strict=True)))
 
-    def _batches(self) -> Iterator[AVBatch]:
+    def _batches(self, task: Task) -> Iterator[AVBatch]:
         """This rank's part of whole batches of one size, each once per sigma."""
         if self.clips is None:
             return
@@ -87,7 +87,7 @@ class Validator:
             members = list(islice(self.clips.buckets[key], left))
             for start in range(0, len(members) - whole + 1, whole):
                 rows = members[start + self.rank * size : start + (self.rank + 1) * size]
-                batch = collate([self.clips.samples[index] for index in rows], [0] * len(rows), Task.T2AV)
+                batch = collate([self.clips.samples[index] for index in rows], [0] * len(rows), task)
                 av_batch = to_av_batch(batch)
                 yield from (av_batch for _ in SIGMA_BUCKETS)
             left -= len(members)
@@ -121,6 +121,29 @@ def validation_sums(
                 sums[f"{name}/{centre}/sum"] += total.double()
                 sums[f"{name}/{centre}/count"] += count
     return dict(sums)
+
+
+def losses_by_task(sums: Mapping[str, Tensor]) -> dict[str, float]:
+    """Sums over ranks, keyed TASK/video/0.1/sum and so on -> mean squared errors per element.
+
+    `validation/{video|audio}/{sigma}` and their means `validation/{video|audio}` are those of T2AV;
+    `validation/TASK/{video|audio}` is the mean over sigmas of each task by itself.
+    """
+    losses: dict[str, float] = {}
+    for task in Task:
+        own = {
+            key.removeprefix(f"{task}/"): value for key, value in sums.items() if key.startswith(f"{task}/")
+        }
+        found = validation_losses(own)
+        means: dict[str, float] = {}
+        for name in ("video", "audio"):
+            values = [value for key, value in found.items() if key.startswith(f"validation/{name}/")]
+            if values:
+                means[name] = sum(values) / len(values)
+        if task is Task.T2AV:
+            losses |= found | {f"validation/{name}": value for name, value in means.items()}
+        losses |= {f"validation/{task}/{name}": value for name, value in means.items()}
+    return losses
 
 
 def validation_losses(sums: dict[str, Tensor]) -> dict[str, float]:

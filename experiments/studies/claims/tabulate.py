@@ -1,0 +1,151 @@
+"""From the scores that are there to the study's JSON: a row per claim, run or not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.scoring.statistics import ClipDraws, SeedTerms, Table, mean_over_seeds
+from experiments.studies.claims.one_unit import core_seconds
+from experiments.studies.claims.registry import VALIDATION, Claim, ClaimCell
+from experiments.studies.claims.units import ClaimUnits
+from experiments.studies.claims.verdict import NOT_MEASURED, NOT_RUN, compared
+from experiments.studies.tables import check_prompts, unscored
+from pretrain.files import read_json
+from rewards.catalog import metric
+
+HOUR_S = 3600.0
+CellScores = Mapping[ClaimCell, Sequence[Mapping[str, Any]]]  # by seed: what `score_clips` wrote
+
+
+def tabulate(
+    claims: Mapping[str, Claim], units: ClaimUnits, trained: set[str], recipe: str
+) -> dict[str, dict[str, Any]]:
+    """`{name: {says, where, asked, command, seeds, seeds_wanted, prompts, verdict, decides, contrasts, cells,
+    core_hours}}`.
+
+    A seed counts where the deciding contrast has its scores, another contrast is there where all seeds that
+    count have it. trained: names of the claims whose trainings
+    may be there; the others with trainings are not looked for. Raises ValueError where cells answered
+    different prompts.
+    """
+    return {
+        name: _row(
+            name,
+            claim,
+            units,
+            *(_there(claim, units) if not claim.trains or name in trained else _nothing(claim)),
+            recipe,
+        )
+        for name, claim in claims.items()
+    }
+
+
+def higher_is_better(measure: str) -> bool:
+    """Direction of a metric; a validation loss is better where it is lower."""
+    return not measure.startswith("validation/") and not metric(measure).lower_is_better
+
+
+def _there(claim: Claim, units: ClaimUnits) -> tuple[dict[ClaimCell, list[Mapping[str, Any]]], set[Path]]:
+    """Scores of the seeds that count, of every cell that they all have, and all folders of the claim."""
+    found = {seed: {cell: units.of(claim, cell, seed) for cell in claim.cells} for seed in units.seeds(claim)}
+    folders = {known[0].folder for cells in found.values() for known in cells.values() if known}
+    files = {
+        seed: {cell: known for cell, known in cells.items() if known and known[1].is_file()}
+        for seed, cells in found.items()
+    }
+    decides = {claim.contrasts[0].ours, claim.contrasts[0].theirs}
+    counted = [cells for cells in files.values() if decides <= cells.keys()]
+    shared = [cell for cell in claim.cells if counted and all(cell in cells for cells in counted)]
+    scores: dict[ClaimCell, list[Mapping[str, Any]]] = {cell: [] for cell in shared}
+    for cells in counted:
+        for cell in shared:
+            unit, path = cells[cell]
+            content = read_json(path, f"remove {unit.folder}")
+            scores[cell].append({**content, "validation": _validation(unit.folder)})
+    return scores, folders
+
+
+def _nothing(claim: Claim) -> tuple[dict[ClaimCell, list[Mapping[str, Any]]], set[Path]]:
+    return {}, set()
+
+
+def _validation(folder: Path) -> dict[str, float]:
+    """The validation losses at the end of the last stage."""
+    path = folder / VALIDATION
+    stages = read_json(path, f"remove {folder}") if path.is_file() else {}
+    return list(stages.values())[-1] if stages else {}
+
+
+def _row(
+    name: str, claim: Claim, units: ClaimUnits, scores: CellScores, folders: set[Path], recipe: str
+) -> dict[str, Any]:
+    every = [one for found in scores.values() for one in found]
+    check_prompts(every, f"claim {name}: its cells")
+    seeds = len(next(iter(scores.values()), ()))
+    row: dict[str, Any] = {
+        "says": claim.says,
+        "where": claim.where,
+        "asked": claim.asked,
+        "trains": claim.trains,
+        "measure": claim.measure,
+        "higher_is_better": higher_is_better(claim.measure),
+        "command": f"nava study claims {recipe} --rows {name}",
+        "seeds": seeds,
+        "seeds_wanted": len(units.seeds(claim)),
+        "prompts": {"set": claim.prompts, "clips": len(every[0]["data_ids"]) if every else 0},
+        "core_hours": round(sum(core_seconds(folder) for folder in folders) / HOUR_S, 3),
+        "verdict": NOT_RUN,
+        "contrasts": [],
+        "cells": [],
+        "missing": [],
+        "unscored": unscored(every),
+    }
+    if not seeds:
+        return row
+    resamples = units.config.resamples
+    for contrast in claim.contrasts:
+        if not {contrast.ours, contrast.theirs} <= scores.keys():
+            row["missing"].append(contrast.about)
+            continue
+        found = _differences(scores, contrast.ours, contrast.theirs, claim.trains, resamples)
+        found.setdefault(claim.measure, NOT_MEASURED)
+        row["contrasts"].append(
+            {"about": contrast.about, "ours": contrast.ours[1], "arm": contrast.ours[0], "differences": found}
+        )
+    row["cells"] = [
+        {"arm": cell[0], "sampling": cell[1], "metrics": _means(scores[cell], resamples)} for cell in scores
+    ]
+    row["verdict"] = row["contrasts"][0]["differences"][claim.measure]["verdict"]
+    return row
+
+
+def _differences(
+    scores: CellScores, ours: ClaimCell, theirs: ClaimCell, trained: bool, resamples: int
+) -> dict[str, Any]:
+    mine, its = (_terms(scores[cell]) for cell in (ours, theirs))
+    return {
+        name: compared(mine[name], its[name], higher_is_better(name), trained, resamples)
+        for name in mine
+        if name in its
+    }
+
+
+def _means(scores: Sequence[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
+    """Mean over seeds by measure, with an interval over the prompts."""
+    found = {}
+    for name, terms in _terms(scores).items():
+        table = Table.of(terms)
+        summed = Table(table.above.sum(0, keepdims=True), table.below.sum(0, keepdims=True))
+        draws = ClipDraws.make(summed.below.shape[1], resamples, 0)
+        found[name] = mean_over_seeds(summed, draws).as_json()
+    return found
+
+
+def _terms(scores: Sequence[Mapping[str, Any]]) -> dict[str, SeedTerms]:
+    """[seeds][clips] of each metric, and [seeds][1] of each validation loss that all seeds have."""
+    found = {name: [one["metrics"][name] for one in scores] for name in scores[0]["metrics"]}
+    losses = set.intersection(*(set(one["validation"]) for one in scores))
+    shown = sorted(name for name in losses if name.count("/") == 2 and not name[-1].isdigit())
+    return {**found, **{name: [[[one["validation"][name], 1.0]] for one in scores] for name in shown}}

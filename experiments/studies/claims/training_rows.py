@@ -1,0 +1,246 @@
+"""Rows that train: each design choice of the paper against the recipe without it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from experiments.studies.claims.registry import AS_RECIPE, Claim, ClaimArm, ClaimCell, Contrast, RecipeChange
+from pretrain.flow.guidance import NO_GUIDANCE
+from pretrain.recipe import PretrainConfig
+from pretrain.schedule import StageConfig
+from pretrain.types import Task
+
+RECIPE = AS_RECIPE
+VIDEO_STAGE, VIDEO_STEPS_SHARE = "video", 0.5  # the model to start from: T2V for half of the recipe's steps
+SYNC, WORDS, VOICE, NEAREST = (
+    "sync_judge",
+    "wer_pocketsphinx_judge",
+    "sim_resemblyzer",
+    "voice_accuracy_resemblyzer",
+)
+
+
+def mixed_from_start(config: PretrainConfig) -> PretrainConfig:
+    """Every stage with the whole training's mix of tasks and sets; steps and learning rates stay."""
+    stages = config.stages.values()
+    tasks = _weighed((stage.tasks, stage.steps) for stage in stages)
+    heard = [(stage.audio_sets, stage.steps * _share(stage, Task.T2A)) for stage in stages]
+    seen = [(stage.sets, stage.steps * (1 - _share(stage, Task.T2A))) for stage in stages]
+    changed = {
+        name: replace(stage, tasks=tasks, sets=_weighed(seen), audio_sets=_weighed(heard))
+        for name, stage in config.stages.items()
+    }
+    return replace(config, stages=changed)
+
+
+def audio_first_alone(config: PretrainConfig) -> PretrainConfig:
+    """The second stage's mix and data to the end: no curated stage."""
+    names = list(config.stages)
+    second = config.stages[names[1]]
+    data = {"tasks": second.tasks, "sets": second.sets, "audio_sets": second.audio_sets}
+    later = {name: replace(config.stages[name], **data) for name in names[2:]}
+    return replace(config, stages={**config.stages, **later})
+
+
+def from_video_model(config: PretrainConfig) -> PretrainConfig:
+    """Starts from a model of pictures alone, trained on the first stage's pairs without their sound."""
+    first = next(iter(config.stages.values()))
+    steps = round(VIDEO_STEPS_SHARE * sum(stage.steps for stage in config.stages.values()))
+    before = replace(first, name=VIDEO_STAGE, steps=max(1, steps), tasks={Task.T2V.value: 1.0}, audio_sets={})
+    return replace(config, stages={VIDEO_STAGE: before, **config.stages})
+
+
+def of_flavor(name: str) -> RecipeChange:
+    return lambda config: replace(config, flavor=name)
+
+
+def with_dropout(**probabilities: float) -> RecipeChange:
+    """The recipe with other probabilities of `objective.dropout`."""
+
+    def change(config: PretrainConfig) -> PretrainConfig:
+        dropout = replace(config.objective.dropout, **probabilities)
+        return replace(config, objective=replace(config.objective, dropout=dropout))
+
+    return change
+
+
+SHARES = {"fused": "blocks_0of6", "1/6": "blocks_1of6", "1/3": "blocks_2of6", "1/2": "blocks_3of6"}
+SHARES |= {"aligned": "blocks_6of6"}
+ARMS: Mapping[str, ClaimArm] = {
+    RECIPE: ClaimArm(),
+    "mixed": ClaimArm(mixed_from_start),
+    "audio_first": ClaimArm(audio_first_alone),
+    **{name: ClaimArm(of_flavor(name)) for name in SHARES.values()},
+    **{
+        f"{name}_own_rate": ClaimArm(of_flavor(found), own_rate=True)
+        for name, found in (("nava", "mini"), ("dual_tower", "dual_tower"), ("unified", "unified"))
+    },
+    "plain_rope": ClaimArm(of_flavor("mini_plain_rope")),
+    "unmasked": ClaimArm(with_dropout(modality_mask=0.0)),
+    "timbre_replaces": ClaimArm(of_flavor("mini_timbre_replaces")),
+    "timbre_never_dropped": ClaimArm(with_dropout(timbre_kept=1.0)),
+    "timbre_half_dropped": ClaimArm(with_dropout(timbre_kept=0.5)),
+    "from_video": ClaimArm(from_video_model, beyond_budget=(VIDEO_STAGE,)),
+}
+ALIGNED = replace(NO_GUIDANCE, align_video=2.0, align_audio=2.0)
+VOICED = replace(NO_GUIDANCE, timbre_audio=3.0)
+
+
+def training_rows() -> dict[str, Claim]:
+    """Every row that trains, by name."""
+    return {**_schedule(), **_blocks(), **_paradigms(), **_details(), **_timbre(), **_warm_start()}
+
+
+def _row(says: str, where: str, asked: str, measure: str, *pairs: tuple[str, str]) -> Claim:
+    """A claim of arms that are sampled as the recipe says; the first pair decides."""
+    contrasts = tuple(
+        Contrast(f"{ours} against {theirs}", (ours, AS_RECIPE), (theirs, AS_RECIPE)) for ours, theirs in pairs
+    )
+    arms = {name: ARMS[name] for pair in pairs for name in pair}
+    return Claim(says, where, f"{asked}, equal training FLOPs", measure, contrasts, arms)
+
+
+def _schedule() -> dict[str, Claim]:
+    where = "three stages (nava.md, section 3)"
+    return {
+        "schedule_mixed": _row(
+            "Three stages teach more than the mix of all from the start",
+            where,
+            "the recipe's stages against their mean mix in every step",
+            WORDS,
+            (RECIPE, "mixed"),
+        ),
+        "schedule_audio_first": _row(
+            "The curated third stage adds to sound first, then pairs",
+            where,
+            "the recipe's stages against the second one's mix to the end",
+            WORDS,
+            (RECIPE, "audio_first"),
+        ),
+    }
+
+
+def _blocks() -> dict[str, Claim]:
+    where, ours = "Align-then-Fuse (nava.md, section 2)", SHARES["1/3"]
+    asked = "six blocks of width 128, equal parameters within 1 %, the width of the FFN makes up"
+    return {
+        "blocks_fused": _row(
+            "Alignment blocks before fusion blocks: better than fusion alone",
+            where,
+            asked,
+            SYNC,
+            (ours, SHARES["fused"]),
+        ),
+        "blocks_aligned": _row(
+            "Fusion blocks after alignment blocks: better than alignment alone",
+            where,
+            asked,
+            SYNC,
+            (ours, SHARES["aligned"]),
+        ),
+        "blocks_share": _row(
+            "A third of the blocks aligns: better than a sixth (and than a half)",
+            where,
+            asked,
+            SYNC,
+            (ours, SHARES["1/6"]),
+            (ours, SHARES["1/2"]),
+        ),
+    }
+
+
+def _paradigms() -> dict[str, Claim]:
+    return {
+        f"paradigm_{other}": _row(
+            f"Native alignment in one transformer: better than {'a ' if 'dual' in other else ''}"
+            f"{other.replace('_', ' ')}{'' if 'dual' in other else ' context'}",
+            "the three paradigms (nava.md, section 1)",
+            "the recipe's whole length, each at its best of the learning rates tried",
+            SYNC,
+            ("nava_own_rate", f"{other}_own_rate"),
+        )
+        for other in ("dual_tower", "unified")
+    }
+
+
+def _details() -> dict[str, Claim]:
+    with_, without = (RECIPE, "align 2"), ("unmasked", "align 2")
+    plain: tuple[ClaimCell, ClaimCell] = (RECIPE, "no guidance"), ("unmasked", "no guidance")
+    return {
+        "rotary": _row(
+            "Rate-aware rotary positions keep lips and sound together",
+            "RoPE (nava.md, section 2)",
+            "audio token p at 0.24 p of video time against p",
+            SYNC,
+            (RECIPE, "plain_rope"),
+        ),
+        "masking": Claim(
+            "Cross-modality masking in training makes alignment guidance work",
+            "dropout for guidance (nava.md, section 3)",
+            "masked in 0.2 of the samples against never, both sampled with alignment guidance of 2, equal "
+            "training FLOPs",
+            SYNC,
+            (Contrast("guided", with_, without), Contrast("not guided", *plain)),
+            {name: ARMS[name] for name in (RECIPE, "unmasked")},
+            {"align 2": ALIGNED, "no guidance": NO_GUIDANCE},
+        ),
+    }
+
+
+def _timbre() -> dict[str, Claim]:
+    where = "timbre in context (nava.md, sections 2 and 3)"
+    dialogue = "two speakers in one prompt, equal training FLOPs"
+    form: tuple[ClaimCell, ClaimCell] = ("timbre_replaces", AS_RECIPE), (RECIPE, AS_RECIPE)
+    dropped = {name: ARMS[name] for name in (RECIPE, "timbre_never_dropped", "timbre_half_dropped")}
+    return {
+        "timbre_form": Claim(
+            "A timbre token in the place of its text binds a voice to its span",
+            where,
+            f"the published form (it replaces the text's state) against ours (it is added), {dialogue}",
+            NEAREST,
+            (Contrast("replaces against added", *form),),
+            {name: ARMS[name] for name in (RECIPE, "timbre_replaces")},
+            prompts="pretrain_dialogue",
+        ),
+        "timbre_dropped": Claim(
+            "Dropping the reference in a tenth of the samples serves timbre guidance",
+            where,
+            f"kept in 0.9 against always (and half), sampled with timbre guidance of 3, {dialogue}",
+            VOICE,
+            tuple(
+                Contrast(f"0.9 against {about}", (RECIPE, "timbre 3"), (arm, "timbre 3"))
+                for arm, about in (("timbre_never_dropped", "1"), ("timbre_half_dropped", "0.5"))
+            ),
+            dropped,
+            {"timbre 3": VOICED},
+            "pretrain_dialogue",
+        ),
+    }
+
+
+def _warm_start() -> dict[str, Claim]:
+    row = _row(
+        "A start from a video model keeps its pictures",
+        "warm start (nava.md, section 3)",
+        f"after a model of pictures alone ({VIDEO_STEPS_SHARE:g} of the recipe's steps more, not in the "
+        "budget) against from scratch; decided by the loss of T2V on the validation clips",
+        "validation/T2V/video",
+        ("from_video", RECIPE),
+    )
+    return {"warm_start": row}
+
+
+def _share(stage: StageConfig, task: Task) -> float:
+    return stage.tasks.get(task.value, 0.0) / sum(stage.tasks.values())
+
+
+def _weighed(parts: Iterable[tuple[Mapping[str, float], float]]) -> dict[str, float]:
+    """Mean of the mixes, each normalised, weighed by its steps; {} where nothing has weight."""
+    found: dict[str, float] = {}
+    for weights, steps in parts:
+        whole = sum(weights.values())
+        for name, weight in weights.items():
+            found[name] = found.get(name, 0.0) + steps * weight / whole
+    total = sum(found.values())
+    return {name: round(weight / total, 9) for name, weight in found.items() if weight > 0}
