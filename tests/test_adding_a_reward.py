@@ -63,8 +63,8 @@ def recipe():
 
 def test_a_reward_is_one_class_and_one_line_of_the_recipe(recipe, tmp_path, monkeypatch, capsys):
     decode_nothing(monkeypatch)
-    for picture in ("clip_png", "contact_sheet"):  # tests/test_report.py draws them
-        monkeypatch.setattr(f"experiments.report.report.{picture}", lambda *clips: b"png")
+    for picture in ("cards.clip_png", "report.contact_sheet"):  # tests/test_report.py draws them
+        monkeypatch.setattr(f"experiments.report.{picture}", lambda *clips: b"png")
     corpus, codec, syncnet, generated = write_clips_to_score(tmp_path)
     for root in (generated, tmp_path / "aligned"):
         shutil.copytree(generated / "pretrain_seen", root / "align_held_out")

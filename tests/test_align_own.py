@@ -151,8 +151,11 @@ BAD_RUBRICS = [
         items(sync_mini={}, sim_resemblyzer={}),
         r"sync_mini can score none of the 8 prompts: they have not meta.mouth_boxes",
     ),
-    (items(fd_verse_bench={"weight": -1}, sim_resemblyzer={}), r"they have not a real recording"),
-    (items(wer_whisper={"weight": -1}), r"wer_whisper: weights missing; set wer_whisper.weights=PATH"),
+    (
+        items(fd_verse_bench={"weight": -1}, sim_resemblyzer={}),
+        r"fd_verse_bench: names no file; set reward_files.clap=PATH",
+    ),
+    (items(wer_whisper={"weight": -1}), r"wer_whisper: names no file; set reward_files.whisper=PATH"),
     ({**RUBRIC, "allow_prompt_blind": 3}, r"allow_prompt_blind: expected true or false"),
 ]
 BAD_ROWS = [

@@ -111,8 +111,8 @@ def with_alignment(files, out):
 
 def test_before_and_after_alignment_from_clips_to_page(files, tmp_path, caplog, monkeypatch):
     torch.set_num_threads(1)
-    for picture in ("clip_png", "contact_sheet"):  # tests/test_report.py draws them
-        monkeypatch.setattr(f"experiments.report.report.{picture}", lambda *clips: b"png")
+    for picture in ("cards.clip_png", "report.contact_sheet"):  # tests/test_report.py draws them
+        monkeypatch.setattr(f"experiments.report.{picture}", lambda *clips: b"png")
     corpus, codec, _, generated, metrics_path = files
     half = score_sets(ONE, *files[:4], out=tmp_path / "half", aligned=tmp_path / "aligned")
     assert (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -209,7 +210,7 @@ def test_what_a_killed_process_left_goes_to_the_trash(tmp_path):
         "with owned_folder(Path(sys.argv[1]), 'generate') as fresh:\n"
         "    (fresh / 'half.mp4').write_text('half'); os._exit(9)\n"
     )
-    process = os.spawnlp(os.P_WAIT, "python", "python", "-c", code, str(tmp_path / "out"))
+    process = os.spawnl(os.P_WAIT, sys.executable, sys.executable, "-c", code, str(tmp_path / "out"))
     assert process == 9 and not (tmp_path / "out").exists()
     make(tmp_path / "out", "new")
     (left,) = in_trash(tmp_path / TRASH)
