@@ -84,6 +84,7 @@ def test_two_ranks_align_on_mixed_prompts_as_one_does_and_resume(world, tmp_path
     assert max(float(value.abs().max()) for value in adapter(one).values()) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.timeout(900)
 def test_ray_aligns_on_mixed_prompts_as_local_ranks_do(world, tmp_path):

@@ -110,6 +110,7 @@ def test_alignment_goes_on_from_an_adapter(inputs, aligned, tmp_path):
     assert facts["parent"] == read_model_folder(inputs / "model").facts["checkpoint_id"]
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_the_same_alignment_on_ray(inputs, aligned, tmp_path):
     assert main([*arguments(inputs, tmp_path / "to"), "--ray"]) == 0

@@ -208,6 +208,7 @@ def test_the_vocoder_with_bandwidth_extension(tmp_path: Path, parts: Path, codec
     assert torch.equal(codec.encode(sounds(1, 1280)), latents)
 
 
+@pytest.mark.slow  # librosa compiles
 def test_front_end_is_slaneys() -> None:
     import librosa
 

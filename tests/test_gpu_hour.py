@@ -315,6 +315,7 @@ def check_figures(parts: dict) -> None:
     assert parts["attention"]["figures"]["joint, flash"]["error"] < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_parts_at_debug_size(tmp_path):
     """In one process; all of them, each in its own: below."""

@@ -159,7 +159,9 @@ URIS = [
     f"http://user:{SECRET}@127.0.0.1:9",
     f"http://{SECRET}@127.0.0.1:9/path",
     f"http://127.0.0.1:9/?token={SECRET}",
-    f"postgresql://user:{SECRET}@127.0.0.1:9/db",
+    pytest.param(
+        f"postgresql://user:{SECRET}@127.0.0.1:9/db", marks=pytest.mark.slow
+    ),  # MLflow tries for long
     f"nonsense+driver://user:{SECRET}@host/db?password={SECRET}",
 ]
 
