@@ -148,6 +148,8 @@ def _media(path: Path) -> list[str | bytes]:
     parts: list[str | bytes] = []
     for kind in ("video", "audio"):
         with av.open(str(path)) as container:
+            if not any(stream.type == kind for stream in container.streams):
+                continue  # pictures alone
             for frame in container.decode(**{kind: 0}):
                 assert isinstance(frame, av.VideoFrame | av.AudioFrame)
                 array = np.ascontiguousarray(frame.to_ndarray())
