@@ -11,14 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from experiments.runs.tracker import SpoolTracker
 from experiments.studies.claims.registry import VALIDATION
 from experiments.studies.claims.units import ClaimUnit, Sampled
-from experiments.studies.harness import Run, Study, model_of
-from experiments.studies.paradigms.training import StepsSoFar
+from experiments.studies.harness import Run, Study
 from experiments.studies.scores import Scoring, score_clips
+from experiments.studies.stage_training import StageTraining, last_validation
 from experiments.studies.tables import metric_means
 from pretrain.config import to_json
 from pretrain.files import read_json, write_json
@@ -54,27 +53,15 @@ class UnitRunner:
             write_json(run.result, {"label": run.label, "tags": tags})
 
     def _trained(self, unit: ClaimUnit, tracker: SpoolTracker) -> tuple[Path, int]:
-        from pretrain.launch.launch import pretrain_stage
-
         assert unit.training
         before, model = 0, None
         if (unit.folder / VALIDATION).is_file():  # written last
             steps = sum(stage.steps for stage in unit.training.stages.values())
             return unit.folder / list(unit.training.stages)[-1] / "model", steps
         for name, stage in unit.training.stages.items():
-            spool = {"folder": str(tracker.folder.resolve()), "before": before}
+            trained = StageTraining(self.study, unit.training, name, unit.folder / name)
             with spent(unit.folder, name):
-                result = pretrain_stage(
-                    unit.training,
-                    name,
-                    self.study.layout.latents,
-                    unit.folder / name,
-                    codec_id=self.study.inputs["codec"],
-                    init_from=model,
-                    trackers={f"{StepsSoFar.__module__}:{StepsSoFar.__name__}": spool},
-                )
-            model = model_of(result, f"{unit.label}: {name} stopped at step")
-            shutil.rmtree(unit.folder / name / "checkpoint", ignore_errors=True)
+                model = trained.model(tracker, before, model, unit.label)
             before += stage.steps
         assert model is not None
         losses = {name: last_validation(unit.folder / name) for name in unit.training.stages}
@@ -118,16 +105,6 @@ def core_seconds(folder: Path) -> float:
         return 0.0
     lines = (folder / COST).read_text(encoding="utf-8").splitlines()
     return sum(json.loads(line)["core_seconds"] for line in lines)
-
-
-def last_validation(stage: Path) -> dict[str, Any]:
-    """The stage's last validation losses by name; empty without any."""
-    lines = (stage / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    found = [
-        {name: value for name, value in json.loads(line).items() if name.startswith("validation/")}
-        for line in lines
-    ]
-    return next((row for row in reversed(found) if row), {})
 
 
 def _slug(scores: Path) -> str:

@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.runs.tracker import SpoolTracker
-from experiments.studies.harness import Run, Study, model_of
+from experiments.studies.harness import Run, Study
 from experiments.studies.paradigms.config import StudyConfig
 from experiments.studies.paradigms.plan import Training
 from experiments.studies.scores import Scoring, score_clips
+from experiments.studies.stage_training import StageTraining, last_validation
 from experiments.studies.tables import metric_means
 from pretrain.config import to_json
 from pretrain.files import read_json, write_json
 from pretrain.generate import generate
 from pretrain.generation.config import GenerateConfig
-
-
-class StepsSoFar(SpoolTracker):
-    """Tracker that offsets a stage's steps by the `before` steps of the stages ahead of it."""
-
-    def __init__(self, folder: Path | str, before: int) -> None:
-        super().__init__(folder)
-        self.before = before
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        super().log_metrics(metrics, step + self.before)
-
-    def logged(self, step: int) -> dict[str, float]:
-        return super().logged(step + self.before)
 
 
 @dataclass(frozen=True)
@@ -69,39 +54,14 @@ class StudyTrainer:
         before, model = 0, None
         scores, validation = {}, {}
         for name, stage in training.config.stages.items():
-            model = self._stage(run, training, tracker, name, before, model)
+            trained = StageTraining(self.study, training.config, name, run.folder / name)
+            model = trained.model(tracker, before, model, run.label)
             before += stage.steps
-            validation[name] = last_validation(run.folder / name / "metrics.jsonl")
+            validation[name] = _t2av_losses(run.folder / name)
             if name in self.config.score_after:
                 scores[name] = self._scored(run, name, model)
                 tracker.log_metrics(metric_means(scores[name]), before)
         return {"scores": scores, "validation": validation, "steps": before}
-
-    def _stage(
-        self,
-        run: Run,
-        training: Training,
-        tracker: SpoolTracker,
-        name: str,
-        before: int,
-        parent: Path | None,
-    ) -> Path:
-        """The stage's model; training checkpoints are removed once it exists."""
-        from pretrain.launch.launch import pretrain_stage
-
-        spool = {"folder": str(tracker.folder.resolve()), "before": before}
-        result = pretrain_stage(
-            training.config,
-            name,
-            self.study.layout.latents,
-            run.folder / name,
-            codec_id=self.study.inputs["codec"],
-            init_from=parent,
-            trackers={f"{__name__}:{StepsSoFar.__name__}": spool},
-        )
-        model = model_of(result, f"{run.label}: {name} stopped at step")
-        shutil.rmtree(run.folder / name / "checkpoint", ignore_errors=True)
-        return model
 
     def _scored(self, run: Run, name: str, model: Path) -> dict[str, Any]:
         out, clips = run.folder / f"scores_{name}-{run.mark}.json", run.folder / "clips" / name
@@ -115,9 +75,6 @@ class StudyTrainer:
         return read_json(out, f"remove {run.folder}")
 
 
-def last_validation(metrics: Path) -> dict[str, float]:
-    """The stage's last validation losses, "validation/video" and "validation/audio"; empty without any."""
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    found = [row for row in rows if any(key.startswith("validation/") for key in row)]
+def _t2av_losses(stage: Path) -> dict[str, float]:
     names = ("validation/video", "validation/audio")
-    return {key: value for key, value in found[-1].items() if key in names} if found else {}
+    return {name: loss for name, loss in last_validation(stage).items() if name in names}
