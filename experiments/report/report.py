@@ -15,6 +15,7 @@ from experiments.report.metric_keys import MetricsByName
 from experiments.report.page import AlignmentPart, Card, Section, page
 from experiments.report.pictures import before_after_dots, contact_sheet, loss_curves, reward_curves
 from experiments.report.task_clips import task_sections
+from experiments.scoring.clips import INDEX
 from experiments.scoring.rows import read_scores
 from experiments.scoring.samples import (
     SourceClip,
@@ -22,15 +23,20 @@ from experiments.scoring.samples import (
     generated_samples,
     real_samples,
 )
-from experiments.scoring.sets import ALIGN_SET, MAIN_SET, SCORES
+from experiments.scoring.sets import (
+    ALIGN_SET,
+    CAMERA_SET,
+    DIALOGUE_SET,
+    EXCHANGED_SET,
+    MAIN_SET,
+    PROMPT_SETS,
+    SCORES,
+)
 from pretrain.codecs.load import load_codecs
 from pretrain.files import replacing
 
 NUM_EXAMPLES = 4
-GENERATED_SECTIONS = (  # heading, sentence, prompt set
-    ("Dialogue", "Two faces, two voices, in turns.", "pretrain_dialogue"),
-    ("Camera", "The camera pans or zooms as the prompt says.", "pretrain_camera"),
-)
+DIALOGUE_CLIPS = {DIALOGUE_SET: "generated", EXCHANGED_SET: "exchanged"}
 NUM_READ = 64  # clips per set that are searched for examples
 NUM_REAL = 208  # real clips of each kind, likewise
 
@@ -73,7 +79,7 @@ def report(
     )
     cards = [(row[-1].clip.prompt, [card_of(MAIN_SET, sample, details) for sample in row]) for row in rows]
     sections = [Section("Listen and look", about, cards)]
-    sections += [_generated_section(*texts, generated, details) for texts in GENERATED_SECTIONS]
+    sections += [_dialogues(generated, details), _camera_moves(generated, details)]
     sections += task_sections(generated, pretrain, details)
     losses = loss_curves(pretrain)
     sheet = contact_sheet(
@@ -147,15 +153,32 @@ def _first_per_voice(samples: Sequence[SourceClip]) -> list[SourceClip]:
     return examples[:NUM_EXAMPLES]
 
 
-def _generated_section(
-    heading: str, about: str, prompt_set: str, generated: Path, details: Details
-) -> Section:
-    if not (generated / prompt_set / "index.jsonl").is_file():
-        return Section(heading, about, [])
-    kind = prompt_set.removeprefix("pretrain_")
-    samples = generated_samples(generated / prompt_set, kind, limit=NUM_EXAMPLES)
-    cards = [(sample.clip.prompt, [card_of(prompt_set, sample, details)]) for sample in samples]
-    return Section(heading, about, cards)
+def _dialogues(generated: Path, details: Details) -> Section:
+    """Each prompt as asked and, where that set was made too, with the references exchanged."""
+    columns = [
+        [replace(card_of(name, sample, details), source=source) for sample in _examples(generated, name)]
+        for name, source in DIALOGUE_CLIPS.items()
+        if (generated / name / INDEX).is_file()
+    ]
+    prompts = [sample.clip.prompt for sample in _examples(generated, DIALOGUE_SET)] if columns else []
+    about = (
+        "Two faces, two voices, in turns. The second clip of a row has the same prompt and noise, and each "
+        "turn the other's reference: the voices are to change places."
+    )
+    return Section("Dialogue", about, list(zip(prompts, zip(*columns, strict=True), strict=True)))
+
+
+def _camera_moves(generated: Path, details: Details) -> Section:
+    samples = _examples(generated, CAMERA_SET)
+    cards = [(sample.clip.prompt, [card_of(CAMERA_SET, sample, details)]) for sample in samples]
+    return Section("Camera", "The camera pans or zooms as the prompt says.", cards)
+
+
+def _examples(generated: Path, prompt_set: str) -> list[SourceClip]:
+    """The first clips of a set; none of one that was not made."""
+    kind = PROMPT_SETS[prompt_set]
+    made = (generated / prompt_set / INDEX).is_file()
+    return generated_samples(generated / prompt_set, kind, limit=NUM_EXAMPLES) if made else []
 
 
 def _caption(sample: SourceClip, details: Details) -> str:
