@@ -15,7 +15,7 @@ class CorpusConfig:
     audio_only: int = 700
     hq_audio: int = 300
     validation: int = 208
-    dialogue_share: float = 0.2  # of paired
+    dialogue_share: float = 0.3  # of paired
     event_share: float = 0.06  # of paired
     camera_share: float = 0.08  # of paired
     audio_dialogue_share: float = 0.5  # of audio_only
