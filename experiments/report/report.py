@@ -11,11 +11,11 @@ from typing import Any
 
 from experiments.report.cards import Details, card_of, detail_of, transcript_and_voices
 from experiments.report.gates import Gate, check_gates, read_reports
+from experiments.report.generated_clips import camera_moves, dialogues
 from experiments.report.metric_keys import MetricsByName
 from experiments.report.page import AlignmentPart, Card, Section, page
 from experiments.report.pictures import before_after_dots, contact_sheet, loss_curves, reward_curves
 from experiments.report.task_clips import task_sections
-from experiments.scoring.clips import INDEX
 from experiments.scoring.rows import read_scores
 from experiments.scoring.samples import (
     SourceClip,
@@ -25,18 +25,13 @@ from experiments.scoring.samples import (
 )
 from experiments.scoring.sets import (
     ALIGN_SET,
-    CAMERA_SET,
-    DIALOGUE_SET,
-    EXCHANGED_SET,
     MAIN_SET,
-    PROMPT_SETS,
     SCORES,
 )
 from pretrain.codecs.load import load_codecs
 from pretrain.files import replacing
 
 NUM_EXAMPLES = 4
-DIALOGUE_CLIPS = {DIALOGUE_SET: "generated", EXCHANGED_SET: "exchanged"}
 NUM_READ = 64  # clips per set that are searched for examples
 NUM_REAL = 208  # real clips of each kind, likewise
 
@@ -79,7 +74,7 @@ def report(
     )
     cards = [(row[-1].clip.prompt, [card_of(MAIN_SET, sample, details) for sample in row]) for row in rows]
     sections = [Section("Listen and look", about, cards)]
-    sections += [_dialogues(generated, details), _camera_moves(generated, details)]
+    sections += [dialogues(generated, details), camera_moves(generated, details)]
     sections += task_sections(generated, pretrain, details)
     losses = loss_curves(pretrain)
     sheet = contact_sheet(
@@ -151,34 +146,6 @@ def _first_per_voice(samples: Sequence[SourceClip]) -> list[SourceClip]:
         by_voices[sample.clip.voices].append(sample)
     examples = [group[k] for k in range(NUM_EXAMPLES) for group in by_voices.values() if k < len(group)]
     return examples[:NUM_EXAMPLES]
-
-
-def _dialogues(generated: Path, details: Details) -> Section:
-    """Each prompt as asked and, where that set was made too, with the references exchanged."""
-    columns = [
-        [replace(card_of(name, sample, details), source=source) for sample in _examples(generated, name)]
-        for name, source in DIALOGUE_CLIPS.items()
-        if (generated / name / INDEX).is_file()
-    ]
-    prompts = [sample.clip.prompt for sample in _examples(generated, DIALOGUE_SET)] if columns else []
-    about = (
-        "Two faces, two voices, in turns. The second clip of a row has the same prompt and noise, and each "
-        "turn the other's reference: the voices are to change places."
-    )
-    return Section("Dialogue", about, list(zip(prompts, zip(*columns, strict=True), strict=True)))
-
-
-def _camera_moves(generated: Path, details: Details) -> Section:
-    samples = _examples(generated, CAMERA_SET)
-    cards = [(sample.clip.prompt, [card_of(CAMERA_SET, sample, details)]) for sample in samples]
-    return Section("Camera", "The camera pans or zooms as the prompt says.", cards)
-
-
-def _examples(generated: Path, prompt_set: str) -> list[SourceClip]:
-    """The first clips of a set; none of one that was not made."""
-    kind = PROMPT_SETS[prompt_set]
-    made = (generated / prompt_set / INDEX).is_file()
-    return generated_samples(generated / prompt_set, kind, limit=NUM_EXAMPLES) if made else []
 
 
 def _caption(sample: SourceClip, details: Details) -> str:
