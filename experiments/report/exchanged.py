@@ -9,10 +9,10 @@ from experiments.scoring.rows import ScoredRow, score_in
 from experiments.scoring.sets import DIALOGUE_SET, EXCHANGED_SET, VOICES
 from experiments.scoring.statistics import Interval, bootstrap_ratio
 
-Groups = Mapping[tuple[str, str], Sequence[ScoredRow]]  # by prompt set and source
+ScoredGroups = Mapping[tuple[str, str], Sequence[ScoredRow]]  # by prompt set and source
 
 
-def voices_exchanged(groups: Groups, seed: int = 0) -> Interval | None:
+def voices_exchanged(groups: ScoredGroups, seed: int = 0) -> Interval | None:
     """Share of dialogues in which both clips have the nearest voice right in every turn; None without pairs.
 
     A pair of which a clip was not scored takes no part. The interval resamples prompts.
