@@ -334,6 +334,7 @@ LEFT_OVER = {
     "MASTER_ADDR": "127.0.0.1",
     "MASTER_PORT": "29533",
 }
+IN_SLURM = {**LEFT_OVER, "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}
 
 
 @pytest.mark.parametrize(
@@ -341,12 +342,7 @@ LEFT_OVER = {
     [
         (LEFT_OVER, [], "one process: RANK"),  # nothing says that a launcher started this one
         pytest.param(LEFT_OVER, ["--nproc", "1"], "one process: RANK", marks=pytest.mark.slow),
-        pytest.param(
-            {**LEFT_OVER, "SLURM_PROCID": "0", "SLURM_NTASKS": "1"},
-            ["--nproc", "1"],
-            "one process: RANK",
-            marks=pytest.mark.slow,
-        ),
+        pytest.param(IN_SLURM, ["--nproc", "1"], "one process: RANK", marks=pytest.mark.slow),
         ({}, ["--nproc", "1"], ""),
     ],
 )
