@@ -98,6 +98,7 @@ def plan(
     """
     from experiments.commands.plan_round import check_seconds, plan_round
     from experiments.commands.plan_table import show
+    from finetune.plan_round import cached_passes
     from pretrain.model.plan import assumptions, plan_model
 
     recipe, sizes = _recipe(name, settings), {"frames": frames, "height": height, "width": width, "fps": fps}
@@ -110,6 +111,7 @@ def plan(
     clip = _clip_of(recipe, **sizes)
     spread = {"context": context, "replicas": replicas, "local_batch": local_batch}
     held = {"checkpointing": checkpointing, "work": work, "base": base, "rank": rank, "moments": moments}
+    held |= {"cached_passes": cached_passes(recipe.generate.sampler)} if recipe else {}
     found = plan_model(flavor_name, gpus, **clip, **spread, **held, ema=not config or config.ema_decay > 0)
     found |= _times(recipe, clip, gpus, **speed)
     rates = {"clips": clips, "price": price, "encode_pixels_per_s": encode_pixels_per_s}
