@@ -104,8 +104,8 @@ def sampling_flops(args: ModelArgs, clip: ClipShape, sampler: SamplerConfig, ran
 
 
 def cached_passes(sampler: SamplerConfig) -> int:
-    """Forward passes of a step whose features wait for later steps."""
-    return len(passes_of_step(sampler)) if sampler.reused_steps else 0
+    """Passes of a step whose features wait while the blocks of its last pass compute."""
+    return len(passes_of_step(sampler)) - 1 if sampler.reused_steps else 0
 
 
 def update_flops(

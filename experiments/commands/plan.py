@@ -98,7 +98,6 @@ def plan(
     """
     from experiments.commands.plan_round import check_seconds, plan_round
     from experiments.commands.plan_table import show
-    from finetune.plan_round import cached_passes
     from pretrain.model.plan import assumptions, plan_model
 
     recipe, sizes = _recipe(name, settings), {"frames": frames, "height": height, "width": width, "fps": fps}
@@ -109,9 +108,8 @@ def plan(
     config = recipe.pretrain if recipe else None
     flavor_name = config.flavor if config else name
     clip = _clip_of(recipe, **sizes)
-    spread = {"context": context, "replicas": replicas, "local_batch": local_batch}
+    spread = {"context": context, "replicas": replicas, "local_batch": local_batch, **_cached(recipe)}
     held = {"checkpointing": checkpointing, "work": work, "base": base, "rank": rank, "moments": moments}
-    held |= {"cached_passes": cached_passes(recipe.generate.sampler)} if recipe else {}
     found = plan_model(flavor_name, gpus, **clip, **spread, **held, ema=not config or config.ema_decay > 0)
     found |= _times(recipe, clip, gpus, **speed)
     rates = {"clips": clips, "price": price, "encode_pixels_per_s": encode_pixels_per_s}
@@ -120,6 +118,13 @@ def plan(
     if dry_run:
         found["dry_run"] = _rehearsed(flavor_name, config, gpus, context, replicas, checkpointing)
     print(json.dumps(found, indent=1)) if as_json else show(found)
+
+
+def _cached(recipe: Recipe | None) -> dict[str, int]:
+    """Of the recipe's sampler: see `Setup`."""
+    from finetune.plan_round import cached_passes
+
+    return {"cached_passes": cached_passes(recipe.generate.sampler)} if recipe else {}
 
 
 def _times(

@@ -45,7 +45,7 @@ class Setup:
     work: PlannedWork = "train"
     base: Base = "fp32"  # what the weights are held in; training: fp32
     rank: int = 32  # of the adapters
-    cached_passes: int = 0  # forward passes of a sampling step whose features are kept, 0 = no cache
+    cached_passes: int = 0  # of a sampling step: those whose features wait while the last one computes
     moments: MomentsFormat = "fp32"
     on_cpu: bool = False  # ranks on a CPU keep all that they gather, and nothing is reserved
 
