@@ -11,9 +11,10 @@ import pytest
 import torch
 from align_world import align_run, config, metrics, run_align
 from align_world import write_world as write_alignment
-from cache_ranks import Counted
+from cache_ranks import CACHED as TIMES
+from cache_ranks import Counted, sampled
 from generation_world import QUICK, mixed_rows, write_model_and_codec, write_prompts
-from model_cases import debug_model
+from model_cases import debug_model, present
 from safetensors.torch import load_file
 
 from experiments.benchmarks.feature_cache import EXACT, SCORED, arms_of, compared, latent_errors, table
@@ -25,11 +26,14 @@ from finetune.prompts import read_prompt_set
 from finetune.recipe import AlignConfig, StopConfig
 from finetune.rollout import PromptBatch, encode_prompts, roll_out
 from finetune.types import Role, Rollout
+from orchestration.generation_service.making import BatchWatch
 from pretrain.codecs.load import load_codecs
+from pretrain.config import to_json
 from pretrain.flow.reuse import FeatureCacheConfig
 from pretrain.generate import generate
 from pretrain.generation.conditions import reference_voices
 from pretrain.generation.config import GenerateConfig
+from pretrain.generation.diffusers_pipeline import NavaTransformerModel
 from pretrain.generation.request import request_id
 from pretrain.launch.identity import difference
 from pretrain.owned import MARKER
@@ -84,6 +88,18 @@ def test_a_folder_knows_its_cache_and_one_without_is_what_it_was(world: Path) ->
     assert marks[1]["made_with"]["settings"]["sampler"]["cache"] == {"sigma_drop": 0.5}
     assert [request_id(mark["made_with"]) for mark in marks] == [mark["id"] for mark in marks]
     assert marks[0]["id"] != marks[1]["id"] and make(world, world / "cached", CACHED)["made"] == 0
+
+
+def test_a_served_model_and_a_component_of_diffusers_take_a_cache() -> None:
+    model, watch = debug_model().eval(), BatchWatch(steps=TIMES.steps)
+    component = NavaTransformerModel(to_json(model.args)).eval()
+    component.network.load_state_dict(model.state_dict())
+    wanted = sampled(model)
+    for other in (watch.watched(model), component):
+        made = sampled(other)
+        assert torch.equal(present(made.video), present(wanted.video))
+        assert torch.equal(present(made.audio), present(wanted.audio))
+    assert watch.begun == TIMES.steps  # reused steps count for the progress too
 
 
 def policy() -> LoraPolicy:
