@@ -26,9 +26,6 @@ class FeatureCacheConfig:
         return self.sigma_drop > 0
 
 
-NO_CACHE = FeatureCacheConfig()
-
-
 def computed_steps(sigmas: Sequence[float], config: FeatureCacheConfig) -> list[bool]:
     """For every step from sigmas[i] to sigmas[i + 1]: whether it computes, False = it reuses.
 
