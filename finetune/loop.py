@@ -90,6 +90,8 @@ class Alignment:
         scores, seconds = executor.collect(place, index, index - progress.phase_rounds)
         with _timed(seconds, "advantage"):
             advantage, row = self._advantages(objective, scores)
+        if (plan := objective.rollout()) and plan.sampler.cache.enabled:
+            row["reused_steps"] = float(plan.sampler.reused_steps)
         self.learning = True
         with _timed(seconds, "update"):
             if not progress.flat_rounds:

@@ -22,6 +22,7 @@ from pretrain.first_frames import read_first_frames
 from pretrain.flow.guidance import GuidanceScales, guided_velocity
 from pretrain.generation.config import GenerateConfig
 from pretrain.model.checkpoint import WeightsName, load_model
+from pretrain.model.feature_cache import FeatureCache, velocity_of_pass
 from pretrain.model.shell import AVTransformer
 from pretrain.owned import check_owned
 from pretrain.progress import track
@@ -66,10 +67,10 @@ class BasePolicy:
         conditioning: Conditioning,
         scales: GuidanceScales,
         voiced: bool | None = None,
+        cache: FeatureCache | None = None,
     ) -> Velocity:
-        return guided_velocity(
-            lambda given: self.model(video, audio, given), conditioning, scales, voiced=voiced
-        )
+        velocity_of = velocity_of_pass(self.model, video, audio, cache)
+        return guided_velocity(velocity_of, conditioning, scales, voiced=voiced)
 
 
 def make_rollouts(
@@ -107,6 +108,7 @@ def make_rollouts(
         "codec_id": codecs.codec_id,
         "weights": config.weights,
         "seed": config.seed,
+        **({"reused_steps": reused} if (reused := config.sampler.reused_steps) else {}),
     }
     write_store(out, rows, clips, {**facts, "clips_per_prompt": config.clips_per_prompt, **about})
     return {

@@ -17,6 +17,7 @@ from pretrain.model.flops import (
     block_flops,
     forward_flops,
     frozen_training_flops,
+    reused_flops,
     self_attention_flops,
 )
 from pretrain.model.plan import clip_shape
@@ -91,11 +92,20 @@ def passes_of_step(sampler: SamplerConfig, voiced: bool = True) -> list[bool]:
 
 
 def sampling_flops(args: ModelArgs, clip: ClipShape, sampler: SamplerConfig, rank: int) -> int:
-    """Of one clip by a policy with an adapter: every step of the solver is one velocity, guided or not."""
+    """Of one clip by a policy with an adapter: every step of the solver is one velocity, guided or not.
+
+    A step that reuses features has no blocks, and so no adapters.
+    """
     passes = passes_of_step(sampler)
     adapters = len(passes) * adapter_flops(args, clip, rank)
     step = sum(forward_flops(args, replace(clip, joined=joined)) for joined in passes) + adapters
-    return sampler.steps * step
+    reused = sampler.reused_steps
+    return (sampler.steps - reused) * step + reused * len(passes) * reused_flops(args, clip)
+
+
+def cached_passes(sampler: SamplerConfig) -> int:
+    """Passes of a step whose features wait while the blocks of its last pass compute."""
+    return len(passes_of_step(sampler)) - 1 if sampler.reused_steps else 0
 
 
 def update_flops(
@@ -118,6 +128,7 @@ def round_memory(
     """
     clip, parallel, phase = clip_of(config, args), config.parallel, objective.phase
     plan: RolloutPlan = objective.rollout() or config.held_out_plan()
+    cached = max(cached_passes(sampler) for sampler in (plan.sampler, config.deployed))
     batches: dict[str, tuple[PlannedWork, int]] = {
         "rollout": ("rollout", max(plan.batch, config.held_out_plan().batch)),
         "update": ("align", phase.micro_batch * (2 if objective.needs_pairs else 1)),
@@ -136,6 +147,7 @@ def round_memory(
                 base=config.lora.base,
                 rank=config.lora.rank,
                 on_cpu=on_cpu,
+                cached_passes=cached if work == "rollout" else 0,
             ),
         )
         for name, (work, batch) in batches.items()

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from finetune.lora import DEFAULT, OLD, adapter_layers, adapter_parameters, set_roles
 from finetune.types import Role
 from pretrain.flow.guidance import GuidanceScales, guided_velocity
+from pretrain.model.feature_cache import FeatureCache, velocity_of_pass
 from pretrain.model.shell import AVTransformer
 from pretrain.titan.ema import Ema, local_shard
 from pretrain.titan.parallelize import reshard
@@ -64,8 +65,9 @@ class LoraPolicy:
         scales: GuidanceScales,
         voiced: bool | None = None,
         negative: Conditioning | None = None,
+        cache: FeatureCache | None = None,
     ) -> Velocity:
-        """Guided velocity, without gradient; for rollouts.
+        """Guided velocity, without gradient; for rollouts. cache: of the sampling that this is a step of.
 
         voiced: as of guided_velocity; ranks of a sharded model must agree on it, or their numbers of passes
         differ.
@@ -73,9 +75,8 @@ class LoraPolicy:
         joint = video is not None and audio is not None
         # no_grad, not inference mode, which would leave gathered weights that backward cannot save
         with torch.no_grad(), self._acting_as(role):
-            return guided_velocity(
-                lambda given: self.model(video, audio, given), conditioning, scales, negative, joint, voiced
-            )
+            velocity_of = velocity_of_pass(self.model, video, audio, cache)
+            return guided_velocity(velocity_of, conditioning, scales, negative, joint, voiced)
 
     @torch.no_grad()
     def update_old(self, decay: float) -> None:

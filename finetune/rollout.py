@@ -21,6 +21,7 @@ from pretrain.first_frames import encode_first_frames
 from pretrain.flow.guidance import GuidanceScales
 from pretrain.flow.solvers import Latents, sampling_sigmas
 from pretrain.generation.conditions import conditioning_of
+from pretrain.model.feature_cache import FeatureCache
 from pretrain.prompt import PromptRow
 from pretrain.randomness import generator_for, stable_hash
 from pretrain.sampling import LatentRates, SamplerConfig, integrate
@@ -45,8 +46,12 @@ class RollingPolicy(Policy, Protocol):
         conditioning: Conditioning,
         scales: GuidanceScales,
         voiced: bool | None = None,
+        cache: FeatureCache | None = None,
     ) -> Velocity:
-        """voiced: whether the direction of the voices costs a pass; None = if some row has a voice."""
+        """voiced: whether the direction of the voices costs a pass; None = if some row has a voice.
+
+        cache: of the sampling that this is a step of, given where its sampler has one.
+        """
         ...
 
 
@@ -169,8 +174,9 @@ def _sampled(
         host = torch.device("cpu")
         return noise.changed(video=end["video"].cpu(), audio=end["audio"].cpu(), trajectory=steps.to(host))
 
-    def velocity(video: Stream | None, audio: Stream | None) -> Velocity:
-        return policy.guided(plan.role, video, audio, clips.conditioning, sampler.guidance, voiced=voiced)
+    def velocity(video: Stream | None, audio: Stream | None, cache: FeatureCache | None = None) -> Velocity:
+        given = {"voiced": voiced} if cache is None else {"voiced": voiced, "cache": cache}
+        return policy.guided(plan.role, video, audio, clips.conditioning, sampler.guidance, **given)
 
     start = Latents(clips.video, clips.audio)
     made = integrate(velocity, start, clips.rates, sampler, noise.given is not None)

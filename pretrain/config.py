@@ -4,6 +4,7 @@ Rewards import nothing of ours, so the one reader that both need lives with them
 """
 
 from rewards.options import (
+    ADDED,
     INLINE,
     MEMBER,
     from_json,
@@ -16,6 +17,7 @@ from rewards.options import (
 )
 
 __all__ = [
+    "ADDED",
     "INLINE",
     "MEMBER",
     "from_json",

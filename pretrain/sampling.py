@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pretrain.config import ADDED
 from pretrain.flow.guidance import GuidanceScales, guided_velocity
-from pretrain.flow.solvers import Latents, SolverName, solve
+from pretrain.flow.reuse import FeatureCacheConfig, computed_steps
+from pretrain.flow.solvers import Latents, SolverName, solve, solver_sigmas
+from pretrain.model.feature_cache import FeatureCache, velocity_of_pass
 from pretrain.model.shell import AVTransformer
 from pretrain.types import Conditioning, Stream, Velocity
 
@@ -22,6 +25,17 @@ class SamplerConfig:
     steps: int = 50
     shift: float = 5.0
     guidance: GuidanceScales = field(default_factory=GuidanceScales)
+    # features that are reused between steps; off by default
+    cache: FeatureCacheConfig = field(default_factory=FeatureCacheConfig, metadata={ADDED: True})
+
+    def computed_steps(self) -> list[bool]:
+        """Whether each step computes the model's blocks or reuses features. Raises ValueError as `solve`."""
+        return computed_steps(solver_sigmas(self.solver, self.steps, self.shift), self.cache)
+
+    @property
+    def reused_steps(self) -> int:
+        """Steps that do not compute the model's blocks."""
+        return self.computed_steps().count(False) if self.cache.enabled else 0
 
 
 @dataclass(frozen=True)
@@ -32,7 +46,7 @@ class LatentRates:
     audio_hz: float  # audio tokens per second
 
 
-VelocityModel = Callable[[Stream | None, Stream | None, Conditioning], Velocity]
+VelocityModel = Callable[..., Velocity]  # as AVTransformer.forward; the features are given with a cache only
 
 
 def sample(
@@ -58,9 +72,9 @@ def sample(
             )
         start = Latents(torch.cat([first_frame, noise.video[:, :, 1:]], dim=2), noise.audio)
 
-    def velocity(video: Stream | None, audio: Stream | None) -> Velocity:
+    def velocity(video: Stream | None, audio: Stream | None, cache: FeatureCache | None = None) -> Velocity:
         return guided_velocity(
-            lambda conditions: model(video, audio, conditions),
+            velocity_of_pass(model, video, audio, cache),
             conditioning,
             config.guidance,
             negative=negative,
@@ -72,7 +86,7 @@ def sample(
 
 
 def integrate(
-    velocity_of: Callable[[Stream | None, Stream | None], Velocity],
+    velocity_of: Callable[..., Velocity],
     start: Latents,
     rates: LatentRates,
     config: SamplerConfig,
@@ -80,11 +94,14 @@ def integrate(
 ) -> Latents:
     """Latents at the end of the field that `velocity_of` answers with, guidance included.
 
-    first_frame_given: the first latent frame of `start` is clean and kept.
+    velocity_of: of (video, audio), and where the config has a cache of (video, audio, cache), whose passes it
+    has to take. first_frame_given: the first latent frame of `start` is clean and kept.
     """
+    cache = FeatureCache(config.computed_steps()) if config.cache.enabled else None
 
     def velocity(state: Latents, sigma: float) -> Velocity:
-        predicted = velocity_of(*streams(state, sigma, rates, first_frame_given))
+        given = streams(state, sigma, rates, first_frame_given)
+        predicted = velocity_of(*given) if cache is None else velocity_of(*given, cache.begin_step())
         if not first_frame_given or predicted.video is None:
             return predicted
         still = predicted.video.clone()

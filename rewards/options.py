@@ -27,6 +27,9 @@ MEMBER = "member"
 # Field metadata: the members are stored beside the other fields in files and overrides; the value is a
 # function from the values read to the members' defaults by name.
 INLINE = "inline"
+# Field metadata: files leave the field out at its default, so that what is identified by its settings, and
+# was made before there was such a field, is still what is asked for.
+ADDED = "added"
 MAX_WHOLE = 2**64  # of whole numbers in files
 MAX_YAML_BYTES = 16 * 2**20
 MAX_YAML_DEPTH = 100
@@ -164,12 +167,19 @@ def to_json(value: Any) -> Any:
 
 
 def plain_fields(config: Any) -> dict[str, Any]:
-    """A dataclass as its fields, the members of an INLINE one among them."""
+    """A dataclass as its fields, the members of an INLINE one among them, without ADDED ones at default."""
     found: dict[str, Any] = {}
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
+        if ADDED in item.metadata and _is_default(item, value):
+            continue
         found |= value if INLINE in item.metadata else {item.name: value}
     return found
+
+
+def _is_default(item: dataclasses.Field[Any], value: Any) -> bool:
+    none = dataclasses.MISSING
+    return value == (item.default if item.default_factory is none else item.default_factory())
 
 
 def one_line(error: object, limit: int | None = None) -> str:

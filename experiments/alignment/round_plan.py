@@ -217,6 +217,19 @@ def assumptions(
         "judges, gathers, checkpoints",
         f"networks are those of the published codec and rewards in one place; {SCORED_TOGETHER} clips at "
         "most are scored together; all of them stay on the GPU",
+        *_reuse(config),
+    ]
+
+
+def _reuse(config: AlignConfig) -> list[str]:
+    """A line for each sampler with a feature cache."""
+    plans = {f"{one.name}.sampler": one.rollout() for one in config.objectives()}
+    samplers = {name: plan.sampler for name, plan in plans.items() if plan}
+    return [
+        f"{name}: {sampler.steps - sampler.reused_steps} of {sampler.steps} steps compute the blocks, the "
+        f"others reuse features (cache.sigma_drop {sampler.cache.sigma_drop:g})"
+        for name, sampler in {**samplers, "generate.sampler": config.deployed}.items()
+        if sampler.cache.enabled
     ]
 
 

@@ -108,7 +108,7 @@ def plan(
     config = recipe.pretrain if recipe else None
     flavor_name = config.flavor if config else name
     clip = _clip_of(recipe, **sizes)
-    spread = {"context": context, "replicas": replicas, "local_batch": local_batch}
+    spread = {"context": context, "replicas": replicas, "local_batch": local_batch, **_cached(recipe)}
     held = {"checkpointing": checkpointing, "work": work, "base": base, "rank": rank, "moments": moments}
     found = plan_model(flavor_name, gpus, **clip, **spread, **held, ema=not config or config.ema_decay > 0)
     found |= _times(recipe, clip, gpus, **speed)
@@ -118,6 +118,13 @@ def plan(
     if dry_run:
         found["dry_run"] = _rehearsed(flavor_name, config, gpus, context, replicas, checkpointing)
     print(json.dumps(found, indent=1)) if as_json else show(found)
+
+
+def _cached(recipe: Recipe | None) -> dict[str, int]:
+    """Of the recipe's sampler: see `Setup`."""
+    from finetune.plan_round import cached_passes
+
+    return {"cached_passes": cached_passes(recipe.generate.sampler)} if recipe else {}
 
 
 def _times(

@@ -33,6 +33,16 @@ from pretrain.randomness import generator_for
 from pretrain.sampling import SamplerConfig
 
 
+def check_exact_steps(sampler: SamplerConfig, where: str = "") -> None:
+    """Raises ValueError for a sampler with a feature cache, whose steps have no likelihood of their own."""
+    if sampler.cache.enabled:
+        raise ValueError(
+            f"{where}sampler.cache.sigma_drop {sampler.cache.sigma_drop:g}: a likelihood ratio needs the "
+            "velocity of every step as the policy gives it; set it to 0, or take an objective that learns "
+            "from finished clips (nft, awm, rwr)"
+        )
+
+
 def _unguided_sampler() -> SamplerConfig:
     return SamplerConfig(solver="euler", steps=16, shift=5.0, guidance=NO_GUIDANCE)
 
@@ -94,7 +104,10 @@ class Phase:
 
 @dataclass(frozen=True)
 class RolloutPlan:
-    """What to roll out: `clips_per_prompt` clips of `prompts` prompts by one policy role."""
+    """What to roll out: `clips_per_prompt` clips of `prompts` prompts by one policy role.
+
+    Raises ValueError where the steps of a trajectory would come from a feature cache.
+    """
 
     role: Role
     prompts: int
@@ -102,6 +115,10 @@ class RolloutPlan:
     sampler: SamplerConfig
     batch: int  # clips per rank and forward pass
     stochastic: StochasticSteps | None = None  # the steps to keep as a trajectory
+
+    def __post_init__(self) -> None:
+        if self.stochastic is not None:
+            check_exact_steps(self.sampler)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,13 @@ import torch
 from torch import Tensor
 
 from finetune.noising import mean_square, metric, streams_at, usable, velocities
-from finetune.objectives.base import Passes, Phase, RolloutPlan, TrustRegionObjective
+from finetune.objectives.base import (
+    Passes,
+    Phase,
+    RolloutPlan,
+    TrustRegionObjective,
+    check_exact_steps,
+)
 from finetune.objectives.surrogate import clipped, clipped_loss
 from finetune.sde import Kernel, StochasticSteps, joint_log_prob, normalised_log_ratio, replay
 from finetune.types import Key, ObjectiveLoss, Policy, Rollout, RolloutsWithAdvantage, Trajectory
@@ -201,6 +207,7 @@ class GrpoPhase(Phase):
                 "grpo: rollouts are of Euler steps without guidance, or the ratio is not that of the "
                 "trained policy"
             )
+        check_exact_steps(self.sampler, "grpo: ")
 
 
 class Grpo(TrustRegionObjective[GrpoPhase]):

@@ -155,13 +155,13 @@ class BatchWatch:
     def watched(self, model: Callable[..., Any]) -> Callable[..., Any]:
         """The model, which raises JobDropped once that is asked for."""
 
-        def call(video: Any, audio: Any, conditions: Any) -> Any:
+        def call(video: Any, audio: Any, conditions: Any, *features: Any) -> Any:
             if self.dropped:
                 raise JobDropped
             stream = audio if video is None else video
             if stream is not self._stream:
                 self._stream, self.begun = stream, self.begun + 1
-            return model(video, audio, conditions)
+            return model(video, audio, conditions, *features)
 
         if hasattr(model, "args"):
             call.args = model.args  # type: ignore[attr-defined]

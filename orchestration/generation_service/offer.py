@@ -138,6 +138,7 @@ class Offer:
                 "solver": config.sampler.solver,
                 "guidance": dataclasses.asdict(config.sampler.guidance),
                 "fit": config.fit,
+                **({"reused_steps": reused} if (reused := config.sampler.reused_steps) else {}),
             },
             "limits": {
                 "seconds": limits.seconds_of_clip,

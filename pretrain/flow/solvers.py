@@ -35,15 +35,18 @@ def sampling_sigmas(num_steps: int, shift: float) -> list[float]:
     return shift_sigma(torch.linspace(1, 0, num_steps + 1, dtype=torch.float64), shift).tolist()
 
 
+def solver_sigmas(solver: SolverName, num_steps: int, shift: float) -> list[float]:
+    """The num_steps + 1 sigmas that a solver goes through, from 1 to 0. Raises ValueError as `solve`."""
+    return _maker(solver)(num_steps, shift)[0]
+
+
 def solve(
     field: VelocityField, start: Latents, num_steps: int, shift: float, solver: SolverName = "euler"
 ) -> Latents:
     """Integrate dx/ds = field(x, s) from s = 1 to 0. Raises ValueError on an unknown solver."""
-    makers = {"euler": _euler, "unipc": _unipc}
-    if solver not in makers:
-        raise ValueError(f"unknown solver {solver!r}; {nearest(solver, makers)}")
-    sigmas, video_step = makers[solver](num_steps, shift)
-    _, audio_step = makers[solver](num_steps, shift)  # multistep solvers keep a history per stream
+    make = _maker(solver)
+    sigmas, video_step = make(num_steps, shift)
+    _, audio_step = make(num_steps, shift)  # multistep solvers keep a history per stream
     state = start
     for index in range(num_steps):
         velocity = field(state, sigmas[index])
@@ -52,6 +55,13 @@ def solve(
             audio=_advance(audio_step, state.audio, velocity.audio, index),
         )
     return state
+
+
+def _maker(solver: str) -> Callable[[int, float], tuple[list[float], SolverStep]]:
+    makers = {"euler": _euler, "unipc": _unipc}
+    if solver not in makers:
+        raise ValueError(f"unknown solver {solver!r}; {nearest(solver, makers)}")
+    return makers[solver]
 
 
 def _advance(step: SolverStep, latents: Tensor | None, velocity: Tensor | None, index: int) -> Tensor | None:

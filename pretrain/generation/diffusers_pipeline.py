@@ -36,6 +36,7 @@ from pretrain.generation.jobs import ClipJob, batches_of, clip_jobs
 from pretrain.generation.maker import ClipMaker
 from pretrain.jsonl import FieldError
 from pretrain.model.args import ModelArgs
+from pretrain.model.feature_cache import PassFeatures
 from pretrain.model.flavors import build_model
 from pretrain.prompt.rows import MAX_SEED, PromptRow, prompt_row
 from pretrain.sampling import lower_precision
@@ -58,8 +59,14 @@ class NavaTransformerModel(ModelMixin, ConfigMixin):
     def args(self) -> ModelArgs:
         return self.network.args
 
-    def forward(self, video: Stream | None, audio: Stream | None, conditioning: Conditioning) -> Velocity:
-        return self.network(video, audio, conditioning)
+    def forward(
+        self,
+        video: Stream | None,
+        audio: Stream | None,
+        conditioning: Conditioning,
+        features: PassFeatures | None = None,
+    ) -> Velocity:
+        return self.network(video, audio, conditioning, features)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **options: Any) -> NavaTransformerModel:

@@ -139,6 +139,7 @@ def index_row(clip: MadeClip, maker: ClipMaker) -> dict[str, Any]:
     said |= {"negative_prompt": row.negative.text} if row.negative else {}
     said |= {"seed": job.seed} if job.seed != config.seed or config.seeds else {}
     said |= {"prompt_id": row.data_id} if job.name != row.data_id else {}
+    said |= {"reused_steps": reused} if (reused := config.sampler.reused_steps) else {}
     said |= {"latents": f"{job.name}.safetensors"} if config.keep_latents else {}
     return said
 

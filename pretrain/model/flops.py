@@ -5,7 +5,7 @@ What is not a matmul (norms, gates, rotations, softmax) is left out, as torch's 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pretrain.model.args import ModelArgs, Paradigm
 
@@ -31,6 +31,12 @@ class ClipShape:
 def forward_flops(args: ModelArgs, shape: ClipShape) -> int:
     """One forward pass of one clip."""
     return _first_maps(args, shape) + _other_maps(args, shape) + block_flops(args, shape)
+
+
+def reused_flops(args: ModelArgs, shape: ClipShape) -> int:
+    """A pass that reuses what the blocks have added: maps of latents and sigmas, and the heads."""
+    bare = replace(shape, context=0, references=0)
+    return _first_maps(args, bare) + _other_maps(args, bare)
 
 
 def training_flops(args: ModelArgs, shape: ClipShape) -> int:

@@ -45,6 +45,7 @@ class Setup:
     work: PlannedWork = "train"
     base: Base = "fp32"  # what the weights are held in; training: fp32
     rank: int = 32  # of the adapters
+    cached_passes: int = 0  # of a sampling step: those whose features wait while the last one computes
     moments: MomentsFormat = "fp32"
     on_cpu: bool = False  # ranks on a CPU keep all that they gather, and nothing is reserved
 
@@ -223,6 +224,7 @@ def _forward_parts(args: ModelArgs, clip: ClipShape, setup: Setup, size: int) ->
         "block": tokens * per_token + max(_rounded(args, setup) - tokens * size * args.ffn_width, 0.0),
         "embedders_and_heads": _embedders(args, clip, setup.local_batch),
         "latents": LATENTS_SAMPLED * _latents(args, clip, setup.local_batch),
+        **({"feature_cache": cached} if (cached := setup.cached_passes * tokens * size * args.width) else {}),
     }
 
 

@@ -15,6 +15,7 @@ from pretrain.model.args import ModelArgs
 from pretrain.model.blocks import Head
 from pretrain.model.context_parallel import ContextGroup, Share, check_degree
 from pretrain.model.embedders import AudioEmbedder, TextEmbedder, VideoEmbedder
+from pretrain.model.feature_cache import PassFeatures
 from pretrain.model.initial import first_values
 from pretrain.model.modulation import StreamModulation, TimePath
 from pretrain.model.rope import audio_angles, freqs_cis_of, video_freqs_cis
@@ -74,24 +75,40 @@ class AVTransformer(nn.Module):
         """Tokens through all blocks; same shapes."""
         raise NotImplementedError
 
-    def forward(self, video: Stream | None, audio: Stream | None, conditioning: Conditioning) -> Velocity:
-        """Velocities shaped like the latents, fp32. Raises ValueError where both streams are absent."""
+    def forward(
+        self,
+        video: Stream | None,
+        audio: Stream | None,
+        conditioning: Conditioning,
+        features: PassFeatures | None = None,
+    ) -> Velocity:
+        """Velocities shaped like the latents, fp32. Raises ValueError where both streams are absent.
+
+        features: of this pass in a sampling with a cache; the blocks are left out where it reuses them.
+        """
         if video is None and audio is None:
             raise ValueError("forward needs video, audio or both; got neither")
-        share, conditioning = self._share(video, audio), self._without_dropped_text(conditioning)
+        share = self._share(video, audio)
         modulations = self.modulations(
             video, replace(audio, sigma=_own_sigmas(audio.sigma, share)) if audio else None
         )
-        inputs = Inputs(
-            self._embed(video, audio, share),
-            self._valid(video, audio),
-            self._freqs_cis(video, audio, share),
-            modulations,
-            self._context(conditioning),
-            conditioning,
-            share,
-        )
-        video_tokens, audio_tokens = self.mix(inputs)
+        tokens = self._embed(video, audio, share)
+        if features is not None and features.reusing:
+            video_tokens, audio_tokens = features.added_to(tokens)
+        else:
+            conditioning = self._without_dropped_text(conditioning)
+            inputs = Inputs(
+                tokens,
+                self._valid(video, audio),
+                self._freqs_cis(video, audio, share),
+                modulations,
+                self._context(conditioning),
+                conditioning,
+                share,
+            )
+            video_tokens, audio_tokens = self.mix(inputs)
+            if features is not None:
+                features.keep(tokens, (video_tokens, audio_tokens))
         answers: list[Tensor | None] = [None, None]
         if video and video_tokens is not None and modulations[0]:
             features = self.head(video_tokens, modulations[0].head)
