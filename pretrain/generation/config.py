@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 import torch
 
+from pretrain.config import ADDED
 from pretrain.first_frames import FrameFit
 from pretrain.flow.guidance import GuidanceScales
 from pretrain.model.quantised import QUANTISATIONS
@@ -46,7 +47,7 @@ class GenerateConfig:
     seeds: tuple[int, ...] = ()  # a clip of each prompt for each of these, in place of `seed`
     bf16: bool = True
     # maps of the blocks in 8 or 4 bits (pretrain.model.quantised), the rest in bf16; "" = none
-    quantisation: Literal["", "int8", "fp8", "nf4"] = ""
+    quantisation: Literal["", "int8", "fp8", "nf4"] = field(default="", metadata={ADDED: True})
     device: Literal["auto", "cpu", "cuda"] = "auto"  # of the transformer; auto: a GPU where there is one
     threads: int = 0  # of each process on the CPU, on which its results depend; 0 = its share of the cores
     keep_latents: bool = False  # NAME.safetensors beside each clip
