@@ -1,0 +1,301 @@
+"""`nava plan`'s memory beside what steps of small models hold: `python -m experiments.benchmarks.planned_memory`.
+
+Training by the pretraining trainer, fine-tuning of an adapter by the same trainer, a round's optimizer step
+by alignment's, rollouts and generation, each measured on the CPU from the tensors that it makes (attention by
+the flash kernel, as on a GPU). Prints a table; --out FILE keeps it as JSON. Exit code 1: some case is more
+than a tenth from its plan.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+from unittest import mock
+
+import torch
+from torch import nn
+
+from experiments.benchmarks.full_step import flash_attention, one_rank, registered_spec
+from experiments.benchmarks.harness import facts, make_parser, parse, printed, write
+from experiments.benchmarks.random_model import latent_sizes, random_batch, random_clip, random_model
+from experiments.errors import CHECK_FAILED
+from finetune.lora import DEFAULT, LoraConfig, inject, lower_base, reset
+from finetune.policy import LoraPolicy
+from finetune.recipe import AlignConfig
+from finetune.types import Advantage, Rollout, RolloutsWithAdvantage
+from pretrain.data.stream.collate import collate
+from pretrain.data.stream.sample import Sample
+from pretrain.dropout import NO_DROPOUT
+from pretrain.dry_run import one_step
+from pretrain.flow.guidance import NO_GUIDANCE, GuidanceScales
+from pretrain.flow.solvers import Latents
+from pretrain.launch.stage_run import StageRun
+from pretrain.memory_meter import MemoryMeter, tensors_of
+from pretrain.model.args import ModelArgs
+from pretrain.model.flavors import build_model, flavor
+from pretrain.model.flops import ClipShape
+from pretrain.model.plan import clip_shape
+from pretrain.model.plan_memory import Checkpointing, PlannedWork, Setup, memory_parts
+from pretrain.model.plan_sizes import Base
+from pretrain.recipe import ParallelConfig, PretrainConfig
+from pretrain.sampling import LatentRates, SamplerConfig, integrate, sample
+from pretrain.types import Task, Velocity
+
+CPU = torch.device("cpu")
+LIMIT = 0.1  # of what is planned
+RATES = LatentRates(6.0, 25.0)
+COLUMNS = {"measured MiB": "measured_mib", "plan MiB": "planned_mib", "measured/plan": "measured_over_planned"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryCase:
+    """One step of a small model on one clip."""
+
+    work: PlannedWork
+    flavor: str = "mini"
+    checkpointing: Checkpointing = "none"
+    base: Base = "fp32"
+    rank: int = 8
+    guided: bool = False  # by the release's sampler; else Euler's, one pass a step
+    text: int = 64  # states
+    frames: int = 25
+    side: int = 256  # pixels
+
+    @property
+    def name(self) -> str:
+        parts = [self.flavor, self.work]
+        if self.work not in ("rollout", "generate"):
+            parts.append(self.checkpointing)
+        if self.work != "train":
+            parts.append(self.base)
+        if self.work in ("lora", "align"):
+            parts.append(f"rank {self.rank}")
+        parts += ["guided"] if self.guided else []
+        return " ".join([*parts, f"text {self.text}"])
+
+    @property
+    def shape(self) -> ClipShape:
+        return clip_shape(flavor(self.flavor), self.frames, self.side, self.side, 24.0, self.text)
+
+    def setup(self) -> Setup:
+        """What the plan is asked."""
+        return Setup(
+            work=self.work,
+            checkpointing=self.checkpointing,
+            base=self.base,
+            rank=self.rank,
+            on_cpu=True,
+        )
+
+    def planned(self) -> dict[str, float]:
+        """Bytes by part."""
+        return memory_parts(flavor(self.flavor), self.shape, self.setup())
+
+    def clip(self) -> Sample:
+        sizes = latent_sizes(self.frames, self.side, self.side)
+        return random_clip(flavor(self.flavor), self.shape, sizes)
+
+    def parallel(self) -> ParallelConfig:
+        return ParallelConfig(activation_checkpointing=self.checkpointing)
+
+    def sampler(self) -> SamplerConfig:
+        if self.guided:
+            return SamplerConfig(steps=4)
+        return SamplerConfig(solver="euler", steps=2, guidance=NO_GUIDANCE)
+
+
+def _grid() -> tuple[MemoryCase, ...]:
+    modes: tuple[Checkpointing, ...] = ("none", "selective", "full")
+    bases: tuple[Base, ...] = ("fp32", "int8")
+    works: tuple[PlannedWork, ...] = ("lora", "align")
+    found = [MemoryCase(work="train", flavor=name, checkpointing=mode) for name in ("debug", "mini") for mode in modes]
+    for work in works:
+        found += [
+            MemoryCase(work=work, base=base, rank=rank, checkpointing=mode)
+            for mode in modes
+            for base in bases
+            for rank in (8, 32)
+        ]
+        found += [MemoryCase(work=work, flavor="debug", base=base, rank=8) for base in bases]
+    everything: tuple[Base, ...] = ("fp32", "bf16", "int8")
+    for base in everything:
+        found += [MemoryCase(work="rollout", base=base)]
+        found += [MemoryCase(work="generate", base=base, guided=guided) for guided in (False, True)]
+    found += [MemoryCase(work="generate", flavor="debug", guided=guided) for guided in (False, True)]
+    return tuple(found)
+
+
+CASES = _grid()
+
+
+def training(case: MemoryCase) -> int:
+    """A step of all weights, of two micro-batches."""
+    return _trainer_step(case, None)
+
+
+def finetuning(case: MemoryCase) -> int:
+    """The same of an adapter."""
+    return _trainer_step(case, LoraConfig(rank=case.rank, base=case.base))
+
+
+def _trainer_step(case: MemoryCase, lora: LoraConfig | None) -> int:
+    from pretrain.data.stream.loader import SampleSet
+    from pretrain.titan.train_spec import train_spec
+    from pretrain.titan.trainer import PretrainTrainer
+
+    class AdapterTrainer(PretrainTrainer):
+        """As finetune.sft.trainer.FinetuneTrainer, of a base that is nowhere on disk."""
+
+        frozen = lora is not None
+
+        def spec(self, sets: Any) -> Any:
+            return train_spec(self.run, sets, partial(_adapted, lora)) if lora else super().spec(sets)
+
+        def first_weights(self) -> None:
+            _zero(self.model) if lora else super().first_weights()
+
+        def first_average(self) -> Any:
+            from pretrain.titan.ema import Ema
+
+            return Ema(self.model, self.run.config.ema_decay, only_trained=lora is not None)
+
+    base = PretrainConfig(flavor=case.flavor, parallel=case.parallel())
+    base = replace(base, objective=replace(base.objective, dropout=NO_DROPOUT))
+    config = replace(one_step(base, 1), parallel=case.parallel())
+    with tempfile.TemporaryDirectory() as folder, one_rank(), registered_spec():
+        run = StageRun(config=config, stage="stage1", latents=Path(folder), out=Path(folder))
+        trainer = AdapterTrainer(run, {"dry": SampleSet("dry", [case.clip()])}, lambda metrics, step: None)
+        trainer.gradient_accumulation_steps = 2
+        assert trainer.dataloader is not None
+        batch = next(iter(trainer.batch_generator(trainer.dataloader)))
+        states = tensors_of(trainer.model, next(iter(trainer.optimizers)))
+        try:
+            with flash_attention(), MemoryMeter([*states, *trainer.ema.weights.values()]) as meter:
+                trainer.step = 1
+                trainer.train_step(iter([batch] * 2))
+        finally:
+            trainer.close()
+    return meter.peak
+
+
+def _adapted(lora: LoraConfig, args: ModelArgs) -> nn.Module:
+    model = inject(build_model(args), lora, (DEFAULT,))
+    model.init_weights = lambda **_: None  # type: ignore[method-assign]
+    return model
+
+
+def _zero(model: nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+
+
+@contextmanager
+def learner(case: MemoryCase) -> Iterator[tuple[LoraPolicy, Any, AlignConfig]]:
+    """A policy as alignment shards it, and its trainer."""
+    from finetune.trainer import Trainer
+    from pretrain.titan.ranks import join, shard
+
+    config = AlignConfig(
+        lora=LoraConfig(rank=case.rank, base=case.base), parallel=case.parallel(), num_frames=case.frames
+    ).with_phase("nft", prompts_per_round=1, clips_per_prompt=2, epochs=1, steps_per_epoch=1, micro_batch=1)
+    with one_rank():
+        with torch.device("meta"):
+            model = inject(build_model(flavor(case.flavor)), config.lora)
+        ranks = join()
+        shard(model, ranks, True, config.parallel)
+        model.to_empty(device=CPU)
+        _zero(model)
+        reset(model, config.lora)
+        policy = LoraPolicy(model)
+        yield policy, Trainer(policy, ranks, config), config
+
+
+def _held_by(policy: LoraPolicy, trainer: Any) -> MemoryMeter:
+    return MemoryMeter([*tensors_of(policy.model, trainer.optimizer), *policy.ema.weights.values()])
+
+
+def rollout_of(case: MemoryCase, clips: int) -> Rollout:
+    batch = random_batch(case.clip(), clips, Task.T2AV, CPU)
+    assert batch.video and batch.audio
+    ids = torch.arange(clips)
+    return Rollout(
+        batch.video.latents, batch.audio.latents, batch.conditioning, torch.zeros_like(ids), ids, RATES
+    )
+
+
+def aligning(case: MemoryCase) -> int:
+    """An optimizer step of NFT, of two micro-batches of a clip."""
+    with learner(case) as (policy, trainer, config):
+        made = rollout_of(case, 2)
+        worth = torch.tensor([1.0, -1.0])
+        batch = RolloutsWithAdvantage(made, Advantage(worth, worth, worth != 0, 1.0, 0))
+        (objective,) = config.objectives()
+        with flash_attention(), _held_by(policy, trainer) as meter:
+            trainer.learn(objective, batch, (0, 0))
+    return meter.peak
+
+
+def rolling_out(case: MemoryCase) -> int:
+    """Steps of the policy that rolls out, on its shards and in bf16."""
+    with learner(case) as (policy, trainer, _):
+        made, sampler = rollout_of(case, 1), case.sampler()
+
+        def velocity(video: Any, audio: Any) -> Velocity:
+            return policy.guided("old", video, audio, made.conditioning, sampler.guidance)
+
+        with flash_attention(), _held_by(policy, trainer) as meter:
+            integrate(velocity, Latents(made.video, made.audio), RATES, sampler)
+    return meter.peak
+
+
+def generating(case: MemoryCase) -> int:
+    """Steps of a whole model."""
+    model = random_model(flavor(case.flavor), torch.float32, CPU).eval()
+    lower_base(model, LoraConfig(base=case.base))
+    made = rollout_of(case, 1)
+    with flash_attention(), MemoryMeter(tensors_of(model)) as meter:
+        sample(model, Latents(made.video, made.audio), made.conditioning, RATES, case.sampler())
+    return meter.peak
+
+
+MEASURES: dict[str, Callable[[MemoryCase], int]] = {
+    "train": training,
+    "lora": finetuning,
+    "align": aligning,
+    "rollout": rolling_out,
+    "generate": generating,
+}
+
+
+def against_plan(case: MemoryCase) -> dict[str, float]:
+    """MiB at the peak, measured and planned."""
+    peak, planned = MEASURES[case.work](case), sum(case.planned().values())
+    gc.collect()
+    return {
+        "measured_mib": round(peak / 2**20, 3),
+        "planned_mib": round(planned / 2**20, 3),
+        "measured_over_planned": round(peak / planned, 3),
+    }
+
+
+def main() -> int:
+    parser = make_parser(__doc__, out_required=False)
+    options = parse(parser)
+    rows = ((case.name, against_plan(case)) for case in CASES)
+    found = dict(printed(rows, COLUMNS))
+    write({**facts("torchtitan", "peft"), "cases": found}, options.out)
+    off = [name for name, row in found.items() if abs(row["measured_over_planned"] - 1) > LIMIT]
+    print("\n".join(f"more than {LIMIT:.0%} from the plan: {name}" for name in off))
+    return CHECK_FAILED if off else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
