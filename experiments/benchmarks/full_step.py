@@ -52,7 +52,8 @@ from pretrain.model import scaled_attention
 from pretrain.model.flavors import flavor
 from pretrain.model.flops import ClipShape, forward_flops, frozen_training_flops, training_flops
 from pretrain.model.plan import clip_shape
-from pretrain.model.plan_memory import Checkpointing, Setup, memory_parts
+from pretrain.model.plan_memory import memory_parts
+from pretrain.model.plan_setup import Checkpointing, Setup
 from pretrain.model.plan_sizes import Base
 from pretrain.objective import ObjectiveConfig, corrupt, velocity_loss
 from pretrain.recipe import ParallelConfig, PretrainConfig
@@ -187,7 +188,7 @@ PARTS: dict[str, Callable[[ModelStep, int], AbstractContextManager[RepeatedStep]
 def setup_of(part: str, step: ModelStep) -> Setup:
     """What the plan is asked for a part of PARTS."""
     if part == "generate":
-        return Setup(work="generate", base="bf16")
+        return Setup(work="generate", base="bf16", guided=False)
     common: dict[str, Any] = {"ema": False, "micro_batches": 1, "checkpointing": step.checkpointing}
     if part == "train":
         return Setup(**common)

@@ -1,4 +1,6 @@
-"""`nava plan`'s memory beside what steps of small models hold: `python -m experiments.benchmarks.planned_memory`.
+"""`nava plan`'s memory beside what steps of small models hold:
+
+    python -m experiments.benchmarks.planned_memory --out docs/planned_memory.json
 
 Training by the pretraining trainer, fine-tuning of an adapter by the same trainer, a round's optimizer step
 by alignment's, rollouts and generation, each measured on the CPU from the tensors that it makes (attention by
@@ -16,8 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
-from unittest import mock
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,11 +31,10 @@ from finetune.lora import DEFAULT, LoraConfig, inject, lower_base, reset
 from finetune.policy import LoraPolicy
 from finetune.recipe import AlignConfig
 from finetune.types import Advantage, Rollout, RolloutsWithAdvantage
-from pretrain.data.stream.collate import collate
 from pretrain.data.stream.sample import Sample
 from pretrain.dropout import NO_DROPOUT
 from pretrain.dry_run import one_step
-from pretrain.flow.guidance import NO_GUIDANCE, GuidanceScales
+from pretrain.flow.guidance import NO_GUIDANCE
 from pretrain.flow.solvers import Latents
 from pretrain.launch.stage_run import StageRun
 from pretrain.memory_meter import MemoryMeter, tensors_of
@@ -42,8 +42,10 @@ from pretrain.model.args import ModelArgs
 from pretrain.model.flavors import build_model, flavor
 from pretrain.model.flops import ClipShape
 from pretrain.model.plan import clip_shape
-from pretrain.model.plan_memory import Checkpointing, PlannedWork, Setup, memory_parts
+from pretrain.model.plan_memory import memory_parts
+from pretrain.model.plan_setup import Checkpointing, PlannedWork, Setup
 from pretrain.model.plan_sizes import Base
+from pretrain.progress import track
 from pretrain.recipe import ParallelConfig, PretrainConfig
 from pretrain.sampling import LatentRates, SamplerConfig, integrate, sample
 from pretrain.types import Task, Velocity
@@ -51,7 +53,11 @@ from pretrain.types import Task, Velocity
 CPU = torch.device("cpu")
 LIMIT = 0.1  # of what is planned
 RATES = LatentRates(6.0, 25.0)
-COLUMNS = {"measured MiB": "measured_mib", "plan MiB": "planned_mib", "measured/plan": "measured_over_planned"}
+COLUMNS = {
+    "measured MiB": "measured_mib",
+    "plan MiB": "planned_mib",
+    "measured/plan": "measured_over_planned",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +69,7 @@ class MemoryCase:
     checkpointing: Checkpointing = "none"
     base: Base = "fp32"
     rank: int = 8
+    micro_batches: int = 2  # of training
     guided: bool = False  # by the release's sampler; else Euler's, one pass a step
     text: int = 64  # states
     frames: int = 25
@@ -77,8 +84,9 @@ class MemoryCase:
             parts.append(self.base)
         if self.work in ("lora", "align"):
             parts.append(f"rank {self.rank}")
+        parts += ["one micro-batch"] if self.micro_batches == 1 else []
         parts += ["guided"] if self.guided else []
-        return " ".join([*parts, f"text {self.text}"])
+        return f"{' '.join(parts)}, {self.frames} frames, {self.text} text"
 
     @property
     def shape(self) -> ClipShape:
@@ -91,6 +99,8 @@ class MemoryCase:
             checkpointing=self.checkpointing,
             base=self.base,
             rank=self.rank,
+            micro_batches=self.micro_batches,
+            guided=self.guided,
             on_cpu=True,
         )
 
@@ -115,7 +125,12 @@ def _grid() -> tuple[MemoryCase, ...]:
     modes: tuple[Checkpointing, ...] = ("none", "selective", "full")
     bases: tuple[Base, ...] = ("fp32", "int8")
     works: tuple[PlannedWork, ...] = ("lora", "align")
-    found = [MemoryCase(work="train", flavor=name, checkpointing=mode) for name in ("debug", "mini") for mode in modes]
+    found = [
+        MemoryCase(work="train", flavor=name, checkpointing=mode, micro_batches=count)
+        for name in ("debug", "mini")
+        for mode in modes
+        for count in (1, 2)
+    ]
     for work in works:
         found += [
             MemoryCase(work=work, base=base, rank=rank, checkpointing=mode)
@@ -123,12 +138,29 @@ def _grid() -> tuple[MemoryCase, ...]:
             for base in bases
             for rank in (8, 32)
         ]
-        found += [MemoryCase(work=work, flavor="debug", base=base, rank=8) for base in bases]
+        found += [
+            MemoryCase(work=work, flavor="debug", base=base, checkpointing=mode)
+            for mode in modes
+            for base in bases
+        ]
     everything: tuple[Base, ...] = ("fp32", "bf16", "int8")
+    sampling: tuple[PlannedWork, ...] = ("rollout", "generate")
     for base in everything:
-        found += [MemoryCase(work="rollout", base=base)]
-        found += [MemoryCase(work="generate", base=base, guided=guided) for guided in (False, True)]
+        found += [
+            MemoryCase(work=work, base=base, guided=guided) for work in sampling for guided in (False, True)
+        ]
     found += [MemoryCase(work="generate", flavor="debug", guided=guided) for guided in (False, True)]
+    found += [MemoryCase(work=work, checkpointing="full", base="bf16") for work in works]
+    others: tuple[Base, ...] = ("fp8", "nf4")
+    found += [MemoryCase(work="generate", base=base) for base in others]
+    found += [MemoryCase(work="lora", base="nf4")]
+    larger: dict[str, Any] = {"text": 512, "frames": 49}
+    found += [
+        MemoryCase(work="train", checkpointing="full", **larger),
+        MemoryCase(work="lora", checkpointing="full", base="int8", rank=32, **larger),
+        MemoryCase(work="align", checkpointing="full", base="int8", rank=32, **larger),
+        MemoryCase(work="generate", base="int8", guided=True, **larger),
+    ]
     return tuple(found)
 
 
@@ -172,14 +204,14 @@ def _trainer_step(case: MemoryCase, lora: LoraConfig | None) -> int:
     with tempfile.TemporaryDirectory() as folder, one_rank(), registered_spec():
         run = StageRun(config=config, stage="stage1", latents=Path(folder), out=Path(folder))
         trainer = AdapterTrainer(run, {"dry": SampleSet("dry", [case.clip()])}, lambda metrics, step: None)
-        trainer.gradient_accumulation_steps = 2
+        trainer.gradient_accumulation_steps = case.micro_batches
         assert trainer.dataloader is not None
         batch = next(iter(trainer.batch_generator(trainer.dataloader)))
         states = tensors_of(trainer.model, next(iter(trainer.optimizers)))
         try:
             with flash_attention(), MemoryMeter([*states, *trainer.ema.weights.values()]) as meter:
                 trainer.step = 1
-                trainer.train_step(iter([batch] * 2))
+                trainer.train_step(iter([batch] * case.micro_batches))
         finally:
             trainer.close()
     return meter.peak
@@ -289,7 +321,7 @@ def against_plan(case: MemoryCase) -> dict[str, float]:
 def main() -> int:
     parser = make_parser(__doc__, out_required=False)
     options = parse(parser)
-    rows = ((case.name, against_plan(case)) for case in CASES)
+    rows = ((case.name, against_plan(case)) for case in track(CASES, len(CASES), "cases measured"))
     found = dict(printed(rows, COLUMNS))
     write({**facts("torchtitan", "peft"), "cases": found}, options.out)
     off = [name for name, row in found.items() if abs(row["measured_over_planned"] - 1) > LIMIT]

@@ -10,7 +10,7 @@ import torch
 from pretrain.clip_kind import ClipKind
 from pretrain.generation.config import GenerateConfig
 from pretrain.model.args import ModelArgs
-from pretrain.model.plan_memory import BF16, FP32, sizes_of
+from pretrain.model.plan_sizes import BF16, FP32, sizes_of
 
 GIB = 2**30
 

@@ -19,13 +19,10 @@ from pretrain.model.flops import (
 from pretrain.model.plan_memory import (
     FRAGMENTATION,
     RUNTIME_BYTES,
-    Checkpointing,
-    MomentsFormat,
-    PlannedWork,
-    Setup,
     largest_local_batch,
     memory_parts,
 )
+from pretrain.model.plan_setup import Checkpointing, MomentsFormat, PlannedWork, Setup
 from pretrain.model.plan_sizes import Base, sizes_of
 from pretrain.types import PIXELS_PER_LATENT, num_audio_tokens, num_video_latents
 
