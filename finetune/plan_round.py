@@ -137,6 +137,7 @@ def round_memory(
                 work=work,
                 base=config.lora.base,
                 rank=config.lora.rank,
+                one_unit=not parallel.shard_blocks,
                 guided=any(
                     each.sampler.solver != "euler" or each.sampler.guidance != NO_GUIDANCE
                     for each in (plan, held_out)

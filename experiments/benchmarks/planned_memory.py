@@ -70,6 +70,7 @@ class MemoryCase:
     base: Base = "fp32"
     rank: int = 8
     micro_batches: int = 2  # of training
+    one_unit: bool = False  # blocks are gathered and reduced together
     guided: bool = False  # by the release's sampler; else Euler's, one pass a step
     text: int = 64  # states
     frames: int = 25
@@ -85,6 +86,7 @@ class MemoryCase:
         if self.work in ("lora", "align"):
             parts.append(f"rank {self.rank}")
         parts += ["one micro-batch"] if self.micro_batches == 1 else []
+        parts += ["one unit"] if self.one_unit else []
         parts += ["guided"] if self.guided else []
         return f"{' '.join(parts)}, {self.frames} frames, {self.text} text"
 
@@ -101,6 +103,7 @@ class MemoryCase:
             rank=self.rank,
             micro_batches=self.micro_batches,
             guided=self.guided,
+            one_unit=self.one_unit,
             on_cpu=True,
         )
 
@@ -113,7 +116,7 @@ class MemoryCase:
         return random_clip(flavor(self.flavor), self.shape, sizes)
 
     def parallel(self) -> ParallelConfig:
-        return ParallelConfig(activation_checkpointing=self.checkpointing)
+        return ParallelConfig(activation_checkpointing=self.checkpointing, shard_blocks=not self.one_unit)
 
     def sampler(self) -> SamplerConfig:
         if self.guided:
@@ -151,6 +154,11 @@ def _grid() -> tuple[MemoryCase, ...]:
         ]
     found += [MemoryCase(work="generate", flavor="debug", guided=guided) for guided in (False, True)]
     found += [MemoryCase(work=work, checkpointing="full", base="bf16") for work in works]
+    found += [
+        MemoryCase(work=work, checkpointing=mode, base="int8", rank=32, one_unit=True)
+        for work in works
+        for mode in modes
+    ]
     others: tuple[Base, ...] = ("fp8", "nf4")
     found += [MemoryCase(work="generate", base=base) for base in others]
     found += [MemoryCase(work="lora", base="nf4")]

@@ -30,6 +30,7 @@ class Setup:
     rank: int = 32  # of the adapters
     moments: MomentsFormat = "fp32"
     guided: bool = True  # generate, rollout: by the release's sampler; else Euler's, one pass a step
+    one_unit: bool = False  # parallel.shard_blocks is off: all blocks are gathered and reduced together
     on_cpu: bool = False  # ranks on a CPU keep all that they gather, and nothing is reserved
 
     def __post_init__(self) -> None:

@@ -55,7 +55,7 @@ def gathered_base(args: ModelArgs, setup: Setup) -> float:
         base = base_sizes(args, setup.base)
         root, blocks = base.root, list(base.blocks)
     units = [block + adapter for block, adapter in zip(blocks, adapters, strict=True)]
-    return float(root + (sum(units) if setup.on_cpu else min(2 * max(units), sum(units))))
+    return float(root + (sum(units) if setup.on_cpu or setup.one_unit else min(2 * max(units), sum(units))))
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,17 @@ class _Step:
         backward = made_by_backward(self.args, self._tokens, self._rank, self.setup.base)
         latents = self._copies(in_loss=False)
         for block, unit in enumerate(units):
-            before, after = block * kept, units[block + 1] if block + 1 < len(units) else 0
+            before = block * kept
             if self.setup.checkpointing == "none":
                 here = {"kept": before + inside, "recomputed": 0.0}
             else:
                 here = {"kept": before + inputs, "recomputed": inside + self._exchanged}
-            reduced = FP32 * after + BF16 * self._ffn_trained  # the last unit's are cast until this one's are
-            yield self._parts(block + 1, **here, backward=backward, gathered=reduced, latents=latents)
-            yield self._parts(block + 1, kept=before, gathered=self._reduction(unit), latents=latents)
+            left, gradients = self._after(block)
+            yield self._parts(left, **here, backward=backward, gathered=gradients, latents=latents)
+            if not self.setup.one_unit:
+                yield self._parts(left, kept=before, gathered=self._reduction(unit), latents=latents)
+        if self.setup.one_unit:
+            yield self._parts(len(units), gathered=self._reduction(sum(units)), latents=latents)
         if self.setup.work == "train":
             root = self._reduction(sizes_of(self.args).root)
             yield self._parts(0, gathered=root, latents=latents)
@@ -133,6 +136,16 @@ class _Step:
         attended = self._waiting + self._exchanged
         kept = {"none": inside, "selective": self._waiting + attended, "full": self._waiting}
         return kept[self.setup.checkpointing], inside
+
+    def _after(self, block: int) -> tuple[int, float]:
+        """Blocks that are not reduced in a block's backward pass, and bytes of the whole gradients beside it.
+
+        Those of the unit before in fp32, which go when this one's are cast, or in bf16 where it is one unit;
+        and of the block those of its FFN.
+        """
+        if self.setup.one_unit:
+            return len(self._units), float(BF16 * (sum(self._units[block + 1 :]) + self._ffn_trained))
+        return block + 1, float(FP32 * sum(self._units[block + 1 : block + 2]) + BF16 * self._ffn_trained)
 
     def _reduction(self, parameters: int) -> float:
         """Bytes of a unit's gradients at their reduction: cast to fp32, before that in bf16 too, after it its
