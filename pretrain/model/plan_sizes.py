@@ -56,7 +56,7 @@ class BaseBytes:
 @lru_cache
 def sizes_of(args: ModelArgs) -> ModelSizes:
     """Counted from the model on the meta device."""
-    model = _on_meta(args)
+    model = _untouched(args)
     return ModelSizes(
         _count(model),
         tuple(_count(block) for block in _blocks(model)),
@@ -81,7 +81,7 @@ def adapter_blocks(args: ModelArgs, rank: int) -> tuple[int, ...]:
     """Parameters of a LoRA adapter of this rank on all attention and feed-forward maps, by block."""
     return tuple(
         sum(rank * (layer.in_features + layer.out_features) for layer in _maps(block))
-        for block in _blocks(_on_meta(args))
+        for block in _blocks(_untouched(args))
     )
 
 
@@ -90,7 +90,6 @@ def adapter_sizes(args: ModelArgs, rank: int) -> int:
     return sum(adapter_blocks(args, rank))
 
 
-@lru_cache
 def rounded_map(args: ModelArgs, base: Base) -> int:
     """Bytes of the largest map of a block while its bytes become a weight; 0 where it is held as one.
 
@@ -99,7 +98,12 @@ def rounded_map(args: ModelArgs, base: Base) -> int:
     if base in ("fp32", "bf16"):
         return 0
     size = FP32 + BF16 + (1 + FP32 if base == "nf4" else 0)
-    return size * max(layer.weight.numel() for layer in _maps(_on_meta(args)))
+    return size * _largest_map(args)
+
+
+@lru_cache
+def _largest_map(args: ModelArgs) -> int:
+    return max(layer.weight.numel() for layer in _maps(_untouched(args)))
 
 
 def _maps(model: nn.Module) -> list[nn.Linear]:
@@ -109,6 +113,12 @@ def _maps(model: nn.Module) -> list[nn.Linear]:
 
 def _blocks(model: AVTransformer) -> list[nn.Module]:
     return [block for group in model.block_groups() for block in group]
+
+
+@lru_cache(maxsize=4)
+def _untouched(args: ModelArgs) -> AVTransformer:
+    """To be counted, never changed."""
+    return _on_meta(args)
 
 
 def _on_meta(args: ModelArgs) -> AVTransformer:
