@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,10 @@ from experiments.errors import CHECK_FAILED
 from finetune.lora import DEFAULT, LoraConfig, inject, lower_base, reset
 from finetune.policy import LoraPolicy
 from finetune.recipe import AlignConfig
+from finetune.trainer import Trainer
 from finetune.types import Advantage, Rollout, RolloutsWithAdvantage
 from pretrain.data.stream.sample import Sample
+from pretrain.data.stream.sample_set import SampleSet
 from pretrain.dropout import NO_DROPOUT
 from pretrain.dry_run import one_step
 from pretrain.flow.guidance import NO_GUIDANCE
@@ -45,9 +46,14 @@ from pretrain.model.plan import clip_shape
 from pretrain.model.plan_memory import memory_parts
 from pretrain.model.plan_setup import Checkpointing, PlannedWork, Setup
 from pretrain.model.plan_sizes import Base
+from pretrain.objective import ObjectiveConfig
 from pretrain.progress import track
 from pretrain.recipe import ParallelConfig, PretrainConfig
 from pretrain.sampling import LatentRates, SamplerConfig, integrate, sample
+from pretrain.titan.ema import Ema
+from pretrain.titan.ranks import join, shard
+from pretrain.titan.train_spec import train_spec
+from pretrain.titan.trainer import PretrainTrainer
 from pretrain.types import Task, Velocity
 
 CPU = torch.device("cpu")
@@ -175,43 +181,41 @@ def _grid() -> tuple[MemoryCase, ...]:
 CASES = _grid()
 
 
+class AdapterTrainer(PretrainTrainer):
+    """The pretraining trainer; with `lora` of an adapter, as finetune.sft.trainer.FinetuneTrainer, on a base
+    of zeros that is nowhere on disk."""
+
+    def __init__(self, run: StageRun, clip: Sample, lora: LoraConfig | None) -> None:
+        self.lora, self.frozen = lora, lora is not None
+        super().__init__(run, {"dry": SampleSet("dry", [clip])}, lambda metrics, step: None)
+
+    def spec(self, sets: dict[str, SampleSet]):
+        return train_spec(self.run, sets, self._adapted) if self.lora else super().spec(sets)
+
+    def first_weights(self) -> None:
+        if self.lora:
+            _zero(self.model)
+        else:
+            super().first_weights()
+
+    def first_average(self) -> Ema:
+        return Ema(self.model, self.run.config.ema_decay, only_trained=self.frozen)
+
+    def _adapted(self, args: ModelArgs) -> nn.Module:
+        assert self.lora is not None
+        model = inject(build_model(args), self.lora, (DEFAULT,))
+        model.init_weights = lambda **_: None  # type: ignore[method-assign]
+        return model
+
+
 def training(case: MemoryCase) -> int:
-    """A step of all weights, of two micro-batches."""
-    return _trainer_step(case, None)
-
-
-def finetuning(case: MemoryCase) -> int:
-    """The same of an adapter."""
-    return _trainer_step(case, LoraConfig(rank=case.rank, base=case.base))
-
-
-def _trainer_step(case: MemoryCase, lora: LoraConfig | None) -> int:
-    from pretrain.data.stream.loader import SampleSet
-    from pretrain.titan.train_spec import train_spec
-    from pretrain.titan.trainer import PretrainTrainer
-
-    class AdapterTrainer(PretrainTrainer):
-        """As finetune.sft.trainer.FinetuneTrainer, of a base that is nowhere on disk."""
-
-        frozen = lora is not None
-
-        def spec(self, sets: Any) -> Any:
-            return train_spec(self.run, sets, partial(_adapted, lora)) if lora else super().spec(sets)
-
-        def first_weights(self) -> None:
-            _zero(self.model) if lora else super().first_weights()
-
-        def first_average(self) -> Any:
-            from pretrain.titan.ema import Ema
-
-            return Ema(self.model, self.run.config.ema_decay, only_trained=lora is not None)
-
-    base = PretrainConfig(flavor=case.flavor, parallel=case.parallel())
-    base = replace(base, objective=replace(base.objective, dropout=NO_DROPOUT))
-    config = replace(one_step(base, 1), parallel=case.parallel())
+    """A step of all weights, or of an adapter."""
+    lora = LoraConfig(rank=case.rank, base=case.base) if case.work == "lora" else None
+    config = PretrainConfig(flavor=case.flavor, objective=ObjectiveConfig(dropout=NO_DROPOUT))
+    config = replace(one_step(config, 1), parallel=case.parallel())
     with tempfile.TemporaryDirectory() as folder, one_rank(), registered_spec():
         run = StageRun(config=config, stage="stage1", latents=Path(folder), out=Path(folder))
-        trainer = AdapterTrainer(run, {"dry": SampleSet("dry", [case.clip()])}, lambda metrics, step: None)
+        trainer = AdapterTrainer(run, case.clip(), lora)
         trainer.gradient_accumulation_steps = case.micro_batches
         assert trainer.dataloader is not None
         batch = next(iter(trainer.batch_generator(trainer.dataloader)))
@@ -225,12 +229,6 @@ def _trainer_step(case: MemoryCase, lora: LoraConfig | None) -> int:
     return meter.peak
 
 
-def _adapted(lora: LoraConfig, args: ModelArgs) -> nn.Module:
-    model = inject(build_model(args), lora, (DEFAULT,))
-    model.init_weights = lambda **_: None  # type: ignore[method-assign]
-    return model
-
-
 def _zero(model: nn.Module) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
@@ -238,11 +236,8 @@ def _zero(model: nn.Module) -> None:
 
 
 @contextmanager
-def learner(case: MemoryCase) -> Iterator[tuple[LoraPolicy, Any, AlignConfig]]:
+def learner(case: MemoryCase) -> Iterator[tuple[LoraPolicy, Trainer, AlignConfig]]:
     """A policy as alignment shards it, and its trainer."""
-    from finetune.trainer import Trainer
-    from pretrain.titan.ranks import join, shard
-
     config = AlignConfig(
         lora=LoraConfig(rank=case.rank, base=case.base), parallel=case.parallel(), num_frames=case.frames
     ).with_phase("nft", prompts_per_round=1, clips_per_prompt=2, epochs=1, steps_per_epoch=1, micro_batch=1)
@@ -258,7 +253,7 @@ def learner(case: MemoryCase) -> Iterator[tuple[LoraPolicy, Any, AlignConfig]]:
         yield policy, Trainer(policy, ranks, config), config
 
 
-def _held_by(policy: LoraPolicy, trainer: Any) -> MemoryMeter:
+def _held_by(policy: LoraPolicy, trainer: Trainer) -> MemoryMeter:
     return MemoryMeter([*tensors_of(policy.model, trainer.optimizer), *policy.ema.weights.values()])
 
 
@@ -308,7 +303,7 @@ def generating(case: MemoryCase) -> int:
 
 MEASURES: dict[str, Callable[[MemoryCase], int]] = {
     "train": training,
-    "lora": finetuning,
+    "lora": training,
     "align": aligning,
     "rollout": rolling_out,
     "generate": generating,
