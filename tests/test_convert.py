@@ -249,7 +249,7 @@ def test_other_flavors_layouts_and_types_are_refused_in_one_line(tmp_path) -> No
         ),
         ({"kind": "wan2.2", "flavor": "debug_published"}, path, "use `nava import nava`"),
         ({"kind": "nava", "flavor": "debug_published"}, wan, r"use `nava import wan2\.2`"),
-        ({"kind": "nava", "flavor": "debug_published"}, quantised, "not a quantised one"),
+        ({"kind": "nava", "flavor": "debug_published"}, quantised, "not another quantised one"),
         (
             {"kind": "nava", "flavor": "debug_published"},
             tmp_path / "nowhere",

@@ -156,7 +156,10 @@ def test_shares_of_kinds_swaps_and_descriptions(plans):
     paired = plans[0]["paired"]
     assert [
         sum(plan.kind == kind for plan in paired) for kind in ("speech", "dialogue", "event", "camera")
-    ] == [702, 72, 54, 72]
+    ] == [504, 270, 54, 72]
+    dialogues = [plan for plan in paired if plan.kind == "dialogue"]
+    assert abs(sum(plan.swapped for plan in dialogues) / len(dialogues) - 0.5) < 0.01
+    assert all(len({turn.voice for turn in plan.turns}) == 2 for plan in dialogues)
     alone = [plan for plan in paired if len(plan.turns) == 1]
     assert abs(sum(plan.swapped for plan in alone) / len(alone) - 0.2) < 0.01
     assert abs(sum(bool(plan.described_voice) for plan in alone) / len(alone) - 0.5) < 0.01
@@ -177,6 +180,20 @@ def test_a_described_voice_is_the_faces_usual_one_and_the_reference_is_the_heard
         plan.described_voice and plan.described_voice != plan.turns[0].voice
         for plan in prompts["pretrain_disagree"]
     )
+
+
+def test_exchanged_dialogues_differ_in_who_lends_which_voice_alone(plans):
+    casting, (_, prompts) = cast(FULL), plans
+    asked, exchanged = prompts["pretrain_dialogue"], prompts["pretrain_dialogue_exchanged"]
+    assert len(asked) == len(exchanged) == 48
+    for one, other in zip(asked, exchanged, strict=True):
+        assert not one.swapped and other.swapped
+        assert (one.data_id, one.text, one.background) == (other.data_id, other.text, other.background)
+        assert [t.word for t in one.turns] == [t.word for t in other.turns]
+        assert [t.reference for t in one.turns] == [t.reference for t in reversed(other.turns)]
+        assert [t.voice for t in one.turns] == [t.voice for t in reversed(other.turns)]
+        for plan in (one, other):
+            assert {(turn.word, turn.voice) for turn in plan.turns} <= set(casting.seen)
 
 
 def test_prompt_sets_of_pretraining_and_alignment_share_no_text(plans):

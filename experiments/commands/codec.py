@@ -13,6 +13,7 @@ def import_published(
     speaker: Path,
     to: Path = Path("out/codec"),
     device: str = "auto",
+    parked: bool = False,
     video_dtype: Literal["bfloat16", "float32"] = "bfloat16",
     audio_dtype: Literal["bfloat16", "float32"] = "float32",
     text_dtype: Literal["bfloat16", "float32"] = "bfloat16",
@@ -26,7 +27,8 @@ def import_published(
     --video: folder of the Wan2.2 VAE (or of the whole pipeline). --audio: folder with audio_vae and vocoder
       of LTX-2 or LTX-2.3.
     --text: folder of umT5-xxl, or with text_encoder and tokenizer. --speaker: a ReDimNet file. --device auto
-      is the GPU where there is one.
+      is the GPU where there is one. --parked: networks wait in the host's memory and are on the GPU only
+      while they work, 11 GB of text encoder too.
     --encode-tile and --decode-tile: side of the tiles in pixels that bound memory, 0 for whole frames.
     Nothing is downloaded; the error of a missing part names its source. (`nava codec RECIPE` fits the linear
     codec.)
@@ -35,6 +37,7 @@ def import_published(
 
     options = CodecOptions(
         device=device,
+        parked=parked,
         video_dtype=video_dtype,
         audio_dtype=audio_dtype,
         text_dtype=text_dtype,

@@ -9,11 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from experiments.report.before_after import before_after
+from experiments.report.exchanged import voices_exchanged
 from experiments.report.gates import GSB, Gate, GateResult, gate_name, gsb_interval
-from experiments.report.metric_keys import Metrics, MetricsByName, metric_key, reported_metrics
+from experiments.report.metric_keys import (
+    VOICES_EXCHANGED,
+    Metrics,
+    MetricsByName,
+    metric_key,
+    reported_metrics,
+)
 from experiments.report.simulated_gsb import simulated_gsb
 from experiments.scoring.rows import ScoredRow, read_scores, terms
-from experiments.scoring.sets import ALIGN_SET, MAIN_SET
+from experiments.scoring.sets import ALIGN_SET, EXCHANGED_SET, MAIN_SET
 from experiments.scoring.statistics import Interval, bootstrap_ratio
 from finetune.gsb.simulated_raters import SimulatedRatersConfig
 from pretrain.files import write_json
@@ -46,6 +53,8 @@ def evaluate(
     """Reads the rows of `score_sets` and writes `out`: `{metric: {real|codec|generated|aligned: {mean, low,
     high, n}}}`.
 
+    Of dialogues generated twice, the second time with their references exchanged, `voices_exchanged` is the
+    share in which every turn has its reference's voice both times.
     With clips before and after alignment, `alignment_out` gets what `before_after` finds and, with
     `votes_out` (votes of simulated raters), `raters`. `rewarded`: weights of the rubric; `limits`: the
     guardrails' that the clips were scored with; `known`: metrics to report, None = the catalog's. Without
@@ -57,6 +66,9 @@ def evaluate(
     for (prompt_set, source), rows in groups.items():
         for name, interval in summarise(rows, known, config.seed).items():
             metrics.setdefault(metric_key(name, prompt_set), {})[source] = interval.as_json()
+    if (exchanged := voices_exchanged(groups, config.seed)) is not None:
+        key = metric_key(VOICES_EXCHANGED, EXCHANGED_SET)
+        metrics[key] = {"generated": exchanged.as_json()}
     alignment = _alignment(config, groups, votes_out, rewarded, limits, known) if alignment_out else None
     write_json(out, metrics, indent=1, allow_nan=False)
     if alignment_out and alignment:

@@ -10,8 +10,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.report.before_after import beyond_codec
-from experiments.report.metric_keys import IntervalJson, Metrics, metric_key, reported_metrics
-from experiments.scoring.sets import ALIGN_SET, PROMPT_SETS
+from experiments.report.metric_keys import (
+    VOICES_EXCHANGED,
+    IntervalJson,
+    Metrics,
+    metric_key,
+    reported_metrics,
+    title,
+)
+from experiments.scoring.sets import ALIGN_SET, EXCHANGED_SET, PROMPT_SETS
 from finetune.gsb.votes import AXES
 from pretrain.config import nearest
 from rewards.catalog import is_plugin, metric
@@ -52,9 +59,14 @@ class Gate:
 
     def __post_init__(self) -> None:
         aligned, plugin = self.set == ALIGNMENT, (self.metric,) if is_plugin(self.metric) else ()
+        paired = (VOICES_EXCHANGED,) if self.set == EXCHANGED_SET else ()
         for name, value, valid in (
             ("set", self.set, SETS),
-            ("metric", self.metric, (*reported_metrics(), *plugin, *(OF_ALIGNMENT if aligned else ()))),
+            (
+                "metric",
+                self.metric,
+                (*reported_metrics(), *plugin, *paired, *(OF_ALIGNMENT if aligned else ())),
+            ),
             ("statistic", self.statistic, OF_ALIGNMENT.get(self.metric, COMPARED if aligned else SOURCES)),
         ):
             if value not in valid:
@@ -68,6 +80,8 @@ class Gate:
     @property
     def title(self) -> str:
         """Display name of the measured number."""
+        if self.metric == VOICES_EXCHANGED:
+            return title(self.metric, {})
         return TITLES.get(self.metric) or metric(self.metric).title
 
     @property
@@ -116,7 +130,7 @@ def gate_name(result: GateResult) -> str:
     if gate.set == ALIGNMENT:
         name = gate.metric if gate.metric in OF_ALIGNMENT else metric(gate.metric).name
         return f"alignment_{name}_{gate.statistic}"
-    name = metric_key(metric(gate.metric).name, gate.set)
+    name = _key(gate)
     return name if gate.statistic == "generated" else f"{name}_{gate.statistic}"
 
 
@@ -145,7 +159,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _check(gate: Gate, reports: Reports) -> GateResult:
     found = reports.alignment
     if gate.set != ALIGNMENT:
-        by_source = reports.metrics.get(metric_key(metric(gate.metric).name, gate.set), {})
+        by_source = reports.metrics.get(_key(gate), {})
         return _result(gate, by_source.get(gate.statistic), "clips", f"no {gate.statistic} clips were scored")
     if not found:
         return _result(gate, None, "prompts", "nothing was aligned")
@@ -191,6 +205,12 @@ def _result(
     elif _kept(gate, value):
         status = "passed"
     return GateResult(gate, status, mean, low, high, n, counted, note)
+
+
+def _key(gate: Gate) -> str:
+    """Of the number among the metrics of prompt sets."""
+    name = gate.metric if gate.metric == VOICES_EXCHANGED else metric(gate.metric).name
+    return metric_key(name, gate.set)
 
 
 def _kept(gate: Gate, value: float) -> bool:

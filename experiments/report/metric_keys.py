@@ -13,15 +13,20 @@ IntervalJson = Mapping[str, Any]  # {mean, low, high, n} as JSON
 Metrics = Mapping[str, Mapping[str, IntervalJson]]  # key -> source -> interval
 MetricsByName = Mapping[str, Metric]  # by name
 SOURCES = ("real", "codec", "generated")
+VOICES_EXCHANGED = "voices_exchanged"  # of the dialogues' two sets together; under the second's key
 SUFFIXES = {  # of prompt sets that get a column each
     "_heldout_pairs": "word-voice pairs never trained",
     "_disagree": "text and reference disagree",
     "_dialogue": "dialogue",
+    "_dialogue_exchanged": "dialogue, references exchanged",
     "_camera": "camera moves",
     "_t2a": "sound without picture",
 }
 RENAMED = {"voice_accuracy_resemblyzer_disagree": "reference_wins_disagree"}
-TITLES = {"reference_wins_disagree": "Reference voice wins over the text"}
+TITLES = {
+    "reference_wins_disagree": "Reference voice wins over the text",
+    VOICES_EXCHANGED: "Exchanged references exchange the voices",
+}
 
 
 def reported_metrics(score: ScoreConfig | None = None) -> dict[str, Metric]:

@@ -32,6 +32,7 @@ SOURCE_NAMES = {
     "real": "Real clip",
     "codec": "Real, through the codec",
     "generated": "Generated",
+    "exchanged": "Generated, references exchanged",
     "before": "Before alignment",
     "aligned": "After alignment",
 }

@@ -11,6 +11,7 @@ from typing import Any
 
 from experiments.report.cards import Details, card_of, detail_of, transcript_and_voices
 from experiments.report.gates import Gate, check_gates, read_reports
+from experiments.report.generated_clips import camera_moves, dialogues
 from experiments.report.metric_keys import MetricsByName
 from experiments.report.page import AlignmentPart, Card, Section, page
 from experiments.report.pictures import before_after_dots, contact_sheet, loss_curves, reward_curves
@@ -22,15 +23,15 @@ from experiments.scoring.samples import (
     generated_samples,
     real_samples,
 )
-from experiments.scoring.sets import ALIGN_SET, MAIN_SET, SCORES
+from experiments.scoring.sets import (
+    ALIGN_SET,
+    MAIN_SET,
+    SCORES,
+)
 from pretrain.codecs.load import load_codecs
 from pretrain.files import replacing
 
 NUM_EXAMPLES = 4
-GENERATED_SECTIONS = (  # heading, sentence, prompt set
-    ("Dialogue", "Two faces, two voices, in turns.", "pretrain_dialogue"),
-    ("Camera", "The camera pans or zooms as the prompt says.", "pretrain_camera"),
-)
 NUM_READ = 64  # clips per set that are searched for examples
 NUM_REAL = 208  # real clips of each kind, likewise
 
@@ -73,7 +74,7 @@ def report(
     )
     cards = [(row[-1].clip.prompt, [card_of(MAIN_SET, sample, details) for sample in row]) for row in rows]
     sections = [Section("Listen and look", about, cards)]
-    sections += [_generated_section(*texts, generated, details) for texts in GENERATED_SECTIONS]
+    sections += [dialogues(generated, details), camera_moves(generated, details)]
     sections += task_sections(generated, pretrain, details)
     losses = loss_curves(pretrain)
     sheet = contact_sheet(
@@ -145,17 +146,6 @@ def _first_per_voice(samples: Sequence[SourceClip]) -> list[SourceClip]:
         by_voices[sample.clip.voices].append(sample)
     examples = [group[k] for k in range(NUM_EXAMPLES) for group in by_voices.values() if k < len(group)]
     return examples[:NUM_EXAMPLES]
-
-
-def _generated_section(
-    heading: str, about: str, prompt_set: str, generated: Path, details: Details
-) -> Section:
-    if not (generated / prompt_set / "index.jsonl").is_file():
-        return Section(heading, about, [])
-    kind = prompt_set.removeprefix("pretrain_")
-    samples = generated_samples(generated / prompt_set, kind, limit=NUM_EXAMPLES)
-    cards = [(sample.clip.prompt, [card_of(prompt_set, sample, details)]) for sample in samples]
-    return Section(heading, about, cards)
 
 
 def _caption(sample: SourceClip, details: Details) -> str:

@@ -28,13 +28,17 @@ from rewards.types import Score
 MAIN_SET = "pretrain_seen"
 # the same prompts and seeds before (source generated) and after alignment (source aligned)
 ALIGN_SET = ALIGN_HELD_OUT
+CAMERA_SET = "pretrain_camera"
+# the same dialogues; in the second each turn has the other's reference
+DIALOGUE_SET, EXCHANGED_SET = "pretrain_dialogue", "pretrain_dialogue_exchanged"
 # prompt set -> kind of the real clips it is compared with; "" = no comparison
 PROMPT_SETS = {
     MAIN_SET: "speech",
     "pretrain_heldout_pairs": "",
     "pretrain_disagree": "",
-    "pretrain_dialogue": "dialogue",
-    "pretrain_camera": "camera",
+    DIALOGUE_SET: "dialogue",
+    EXCHANGED_SET: "dialogue",
+    CAMERA_SET: "camera",
     "pretrain_t2a": "",  # sound alone; of pictures alone nothing is measured
 }
 SCORES = "clips.jsonl"

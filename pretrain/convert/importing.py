@@ -14,13 +14,13 @@ from torch import Tensor
 
 from pretrain.config import nearest
 from pretrain.convert.account import Account, account, sizes_of
+from pretrain.convert.fp8 import Fp8Reader
 from pretrain.convert.layouts import AudioFrom, AudioSuffix, WeightLayout, detect, rules
 from pretrain.model.args import ModelArgs
 from pretrain.model.checkpoint import CONFIG, read_model_folder, write_model
 from pretrain.model.flavors import FLAVORS, flavor
 from pretrain.model.initial import drawn
 from pretrain.model.shard_writer import SHARD_BYTES
-from pretrain.model.shards import ShardReader
 from pretrain.owned import resolved_folder
 from pretrain.storage import holds_work, is_file, is_remote, remove_leftovers
 
@@ -61,7 +61,7 @@ class Planned:
     """A checked import: nothing is written yet."""
 
     config: ImportConfig
-    reader: ShardReader
+    reader: Fp8Reader
     layout: WeightLayout
     suffix: AudioSuffix
     args: ModelArgs
@@ -76,7 +76,7 @@ def plan_import(config: ImportConfig, path: Path) -> Planned:
     were trained for.
     """
     args = flavor(config.flavor)
-    reader = ShardReader(path)
+    reader = Fp8Reader(path)
     layout, suffix = detect(reader.keys(), str(path))
     if layout not in KINDS[config.kind]:
         other = next(kind for kind, layouts in KINDS.items() if layout in layouts)
@@ -86,8 +86,8 @@ def plan_import(config: ImportConfig, path: Path) -> Planned:
     for key in reader.keys():  # noqa: SIM118
         if reader.dtype(key) not in _FLOATS:
             raise ValueError(
-                f"{path}: {key} is {reader.dtype(key)}; give a checkpoint in fp32, bf16 or fp16, not a "
-                "quantised one"
+                f"{path}: {key} is {reader.dtype(key)}; give a checkpoint in fp32, bf16, fp16 or fp8, "
+                "not another quantised one"
             )
     sizes = sizes_of(args)
     some = rules(layout, args, sizes.shapes, suffix, config.audio_from)
@@ -200,7 +200,7 @@ def check_destination(to: Path) -> None:
         raise ValueError(f"{to}: not empty and not an earlier import; give another folder")
 
 
-def _usual_dtype(reader: ShardReader) -> torch.dtype:
+def _usual_dtype(reader: Fp8Reader) -> torch.dtype:
     return Counter(reader.dtype(key) for key in reader.keys()).most_common(1)[0][0]  # noqa: SIM118
 
 
@@ -209,7 +209,8 @@ def _dtypes(planned: Planned) -> dict[str, Any]:
     reader, usual = planned.reader, _usual_dtype(planned.reader)
     kept = [key for key in reader.keys() if key not in planned.account.ignored]  # noqa: SIM118
     others = {key: _name(reader.dtype(key)) for key in kept if reader.dtype(key) != usual}
-    return {"dtype": _name(usual), "other_dtypes": others}
+    fp8 = {"fp8": {"weights": len(reader.eighths), "scaled": len(reader.scales)}} if reader.eighths else {}
+    return {"dtype": _name(usual), "other_dtypes": others, **fp8}
 
 
 def _name(dtype: torch.dtype) -> str:

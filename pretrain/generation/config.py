@@ -9,6 +9,7 @@ import torch
 
 from pretrain.first_frames import FrameFit
 from pretrain.flow.guidance import GuidanceScales
+from pretrain.model.quantised import QUANTISATIONS
 from pretrain.prompt import size_problem
 from pretrain.prompt.rows import MAX_SEED, negative_problem, task_problem
 from pretrain.sampling import SamplerConfig
@@ -44,6 +45,8 @@ class GenerateConfig:
     seed: int = 0
     seeds: tuple[int, ...] = ()  # a clip of each prompt for each of these, in place of `seed`
     bf16: bool = True
+    # maps of the blocks in 8 or 4 bits (pretrain.model.quantised), the rest in bf16; "" = none
+    quantisation: Literal["", "int8", "fp8", "nf4"] = ""
     device: Literal["auto", "cpu", "cuda"] = "auto"  # of the transformer; auto: a GPU where there is one
     threads: int = 0  # of each process on the CPU, on which its results depend; 0 = its share of the cores
     keep_latents: bool = False  # NAME.safetensors beside each clip
@@ -57,6 +60,14 @@ class GenerateConfig:
             raise ValueError(f"weights must be ema or model, got {self.weights!r}")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"device must be auto, cpu or cuda, got {self.device!r}")
+        if self.quantisation not in ("", *QUANTISATIONS):
+            raise ValueError(
+                f"quantisation must be {', '.join(QUANTISATIONS)} or empty, got {self.quantisation!r}"
+            )
+        if self.quantisation and not self.bf16:
+            raise ValueError(
+                f"quantisation={self.quantisation} computes in bf16, and bf16 is false; leave one of them out"
+            )
         if self.fit not in get_args(FrameFit):
             raise ValueError(f"fit must be one of {', '.join(get_args(FrameFit))}, got {self.fit!r}")
         if self.batch_size < 1 or not 0 < self.fps < float("inf"):

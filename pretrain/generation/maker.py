@@ -24,12 +24,13 @@ from pretrain.generation.conditions import (
     reference_voices,
 )
 from pretrain.generation.config import GenerateConfig, device_of
+from pretrain.generation.held import lowered
 from pretrain.generation.jobs import ClipJob, batches_of
 from pretrain.generation.room import no_room
 from pretrain.model.checkpoint import ModelFolder, load_model, read_model_folder
 from pretrain.model.shell import AVTransformer
 from pretrain.prompt import PromptRow
-from pretrain.sampling import LatentRates, VelocityModel, lower_precision, sample
+from pretrain.sampling import LatentRates, VelocityModel, sample
 from pretrain.types import AUDIO_TOKENS_PER_S, VIDEO_FRAMES_PER_LATENT
 
 NOT_FINITE = "latents that are NaN or infinite; check the model's weights and the guidance scales"
@@ -117,11 +118,12 @@ class ClipMaker:
         if place:
             network = place(network)
         else:
-            if config.bf16:
-                lower_precision(network, torch.bfloat16)
+            lowered(network, config)
             with no_room(described.args, config):
                 network.to(device)
         marks = {**marks_of(described.facts["checkpoint_id"], codecs), **change.marks()}
+        if config.quantisation:
+            marks["quantisation"] = config.quantisation
         return cls(network, codecs, config, device, marks)
 
     def make(self, jobs: Sequence[ClipJob]) -> list[MadeClip]:

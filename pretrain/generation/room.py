@@ -9,8 +9,8 @@ import torch
 
 from pretrain.clip_kind import ClipKind
 from pretrain.generation.config import GenerateConfig
+from pretrain.generation.held import weight_bytes
 from pretrain.model.args import ModelArgs
-from pretrain.model.plan_sizes import BF16, FP32, sizes_of
 
 GIB = 2**30
 
@@ -28,22 +28,18 @@ def no_room(
         raise ValueError(advice(args, config, batch, kind, free, total)) from None
 
 
-def weight_bytes(args: ModelArgs, bf16: bool) -> int:
-    """Of the weights as they compute: all in bf16 but the time path, or all in fp32."""
-    sizes = sizes_of(args)
-    return FP32 * sizes.time + (BF16 if bf16 else FP32) * (sizes.total - sizes.time)
-
-
 def advice(
     args: ModelArgs | None, config: GenerateConfig, batch: int, kind: ClipKind | None, free: int, total: int
 ) -> str:
     """The line for a GPU of `total` bytes, of which `free` are left."""
     has = f"the GPU has {total / GIB:,.1f} GiB, of which {free / GIB:,.1f} are free"
-    weights = f"the weights take {weight_bytes(args, config.bf16) / GIB:,.1f} GiB" if args else ""
+    weights = f"the weights take {weight_bytes(args, config) / GIB:,.1f} GiB" if args else ""
     if not batch:
         ways = [] if config.bf16 else ["set generate.bf16=true, which halves them"]
+        if not config.quantisation:
+            ways.append("set generate.quantisation=int8 (or fp8, nf4)")
         if args:
-            ranks = max(2, -(-int(1.25 * weight_bytes(args, config.bf16)) // max(total, 1)))
+            ranks = max(2, -(-int(1.25 * weight_bytes(args, config)) // max(total, 1)))
             ways.append(f"spread them over {ranks} GPUs: --nproc {ranks} --shard")
         return f"no room for the model: {weights}, {has}; {' or '.join(ways) or 'take a larger GPU'}"
     asked = f"{batch} clips of {kind}" if batch > 1 else f"a clip of {kind}"

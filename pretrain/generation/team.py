@@ -6,17 +6,16 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 import torch.distributed as dist
 
 from pretrain.clip_kind import ClipKind, kind_of
 from pretrain.generation.config import device_of
+from pretrain.generation.held import lowered, quantised
 from pretrain.generation.order import ClipOrder
 from pretrain.model.args import ModelArgs
 from pretrain.model.context_parallel import ContextGroup, check_degree, check_split
 from pretrain.model.shell import AVTransformer
 from pretrain.prompt import PromptRow
-from pretrain.sampling import lower_precision
 
 
 @dataclass(frozen=True)
@@ -63,9 +62,7 @@ def seated(seat: Seat, order: ClipOrder) -> Callable[[AVTransformer], AVTransfor
             return _sharded(model, seat, order)
         dist.init_process_group("gloo" if device.type == "cpu" else "cuda:nccl,cpu:gloo")
         model.join_context_group(ContextGroup(seat.rank, seat.size, dist.group.WORLD.group_name))  # type: ignore[union-attr]
-        if order.config.bf16:
-            lower_precision(model, torch.bfloat16)
-        return model.to(device)
+        return lowered(model, order.config).to(device)
 
     return put
 
@@ -78,7 +75,7 @@ def _sharded(model: AVTransformer, seat: Seat, order: ClipOrder) -> AVTransforme
     ranks = join()
     parallel = ParallelConfig(context=seat.context, activation_checkpointing="none")
     model.requires_grad_(False)
-    return shard(model, ranks, order.config.bf16, parallel).to(ranks.device)
+    return shard(quantised(model, order.config), ranks, order.config.bf16, parallel).to(ranks.device)
 
 
 def check_team(order: ClipOrder, args: ModelArgs, context: int) -> None:

@@ -91,12 +91,12 @@ class ShardReader:
     truncated or not safetensors, or the index does not say what the shards hold; all in one line.
     """
 
-    def __init__(self, path: Path, stem: str = "") -> None:
+    def __init__(self, path: Path, stem: str = "", dtypes: Mapping[str, torch.dtype] = DTYPES) -> None:
         self.path, self._last = path, None
         index, self.files = _find(path, stem)
         self._entries: dict[str, _Entry] = {}
         for file in self.files:
-            found = _read_header(file)
+            found = _read_header(file, dtypes)
             if twice := self._entries.keys() & found.keys():
                 raise ValueError(
                     f"{file}: {sorted(twice)[0]} stands in another shard too; copy the checkpoint again"
@@ -230,7 +230,7 @@ def _of_index(path: Path) -> tuple[dict[str, str], list[Path]]:
     return index, [path.parent / name for name in names]
 
 
-def _read_header(path: Path) -> dict[str, _Entry]:
+def _read_header(path: Path, dtypes: Mapping[str, torch.dtype]) -> dict[str, _Entry]:
     with named_errors(path):
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -239,7 +239,7 @@ def _read_header(path: Path) -> dict[str, _Entry]:
     try:
         header = strict_json(text)
         header.pop("__metadata__", None)
-        entries = dict(_entries(header, path, 8 + length))
+        entries = dict(_entries(header, path, 8 + length, dtypes))
         _check_places(entries, 8 + length, size)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: not a whole safetensors file ({error}); copy or export it again") from None
@@ -256,11 +256,13 @@ def _check_places(entries: Mapping[str, _Entry], start: int, end: int) -> None:
         raise ValueError(f"{end} bytes are not what its header says")
 
 
-def _entries(header: Mapping[str, Any], path: Path, start: int) -> Iterator[tuple[str, _Entry]]:
+def _entries(
+    header: Mapping[str, Any], path: Path, start: int, dtypes: Mapping[str, torch.dtype]
+) -> Iterator[tuple[str, _Entry]]:
     for key, item in header.items():
-        if item["dtype"] not in DTYPES:
-            raise ValueError(f"{key!r} is {item['dtype']!r}, not one of {', '.join(DTYPES)}")
-        dtype, shape, (begin, end) = DTYPES[item["dtype"]], item["shape"], item["data_offsets"]
+        if item["dtype"] not in dtypes:
+            raise ValueError(f"{key!r} is {item['dtype']!r}, not one of {', '.join(dtypes)}")
+        dtype, shape, (begin, end) = dtypes[item["dtype"]], item["shape"], item["data_offsets"]
         if not all(type(number) is int and 0 <= number < _LARGEST_NUMBER for number in (begin, end, *shape)):
             raise ValueError(f"{key!r} has a size or place that cannot be")
         if end - begin != math.prod(shape) * dtype.itemsize:

@@ -1,12 +1,15 @@
-"""Networks loaded on first use: decoding a clip does not load 11 GB of text encoder."""
+"""Networks loaded on first use: decoding a clip does not load 11 GB of text encoder. Parked ones are on their
+device only while they work."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import wraps
 from threading import Lock
-from typing import Generic, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
-Value = TypeVar("Value")
+Value, Result, Given = TypeVar("Value"), TypeVar("Result"), ParamSpec("Given")
 
 
 class PartError(OSError):
@@ -14,11 +17,16 @@ class PartError(OSError):
 
 
 class Deferred(Generic[Value]):
-    """`make()`, called once, thread-safe. Its ValueError or FileNotFoundError is PartError at every call."""
+    """`make()`, called once, thread-safe. Its ValueError or FileNotFoundError is PartError at every call.
 
-    def __init__(self, make: Callable[[], Value]) -> None:
+    parked_from: the device that `make` puts the networks on; they wait in the host's memory while nobody is
+    `working` with them. "" = they stay where they are.
+    """
+
+    def __init__(self, make: Callable[[], Value], parked_from: str = "") -> None:
         self._make, self._lock = make, Lock()
         self._made: list[Value] = []
+        self._device, self._workers, self._moving = parked_from, 0, Lock()
 
     def __call__(self) -> Value:
         with self._lock:
@@ -32,6 +40,43 @@ class Deferred(Generic[Value]):
     @property
     def loaded(self) -> bool:
         return bool(self._made)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """The networks are on their device inside, for any number of threads at once."""
+        with self._moving:
+            self._workers += 1
+            if self._workers == 1:
+                self._move(self._device)
+        try:
+            yield
+        finally:
+            with self._moving:
+                self._workers -= 1
+                if not self._workers:
+                    self._move("cpu")
+
+    def _move(self, device: str) -> None:
+        if self._device in ("", "cpu"):
+            return
+        for made in self._made:
+            for part in made if isinstance(made, tuple) else (made,):
+                if hasattr(part, "parameters"):  # a tokenizer has none
+                    part.to(device)
+
+
+def on_device(
+    method: Callable[Concatenate[Any, Given], Result],
+) -> Callable[Concatenate[Any, Given], Result]:
+    """A codec's method during which its `networks`, where they are `Deferred`, are on their device."""
+
+    @wraps(method)
+    def working(codec: Any, *args: Given.args, **kwargs: Given.kwargs) -> Result:
+        networks = codec.networks
+        with networks.working() if isinstance(networks, Deferred) else nullcontext():
+            return method(codec, *args, **kwargs)
+
+    return working
 
 
 def device_named(name: str) -> str:

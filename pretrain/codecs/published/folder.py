@@ -41,6 +41,7 @@ class CodecOptions:
     """How the parts run, by default in the release's precision; what shapes latents enters the codec id."""
 
     device: str = "auto"  # auto, cpu, cuda, cuda:1
+    parked: bool = False  # networks wait in the host's memory and are on the device only while they work
     video_dtype: Precision = "bfloat16"
     audio_dtype: Precision = "float32"
     text_dtype: Precision = "bfloat16"
@@ -120,6 +121,8 @@ def load_published(folder: Path, config: Mapping[str, Any]) -> Codecs:
         )
     device = device_named(options.device)
 
+    deferred = partial(Deferred, parked_from=device if options.parked else "")
+
     def ready(*names: str) -> None:
         for name in names:
             check_unchanged(paths[name], files[name], _SOURCES[name])
@@ -143,11 +146,11 @@ def load_published(folder: Path, config: Mapping[str, Any]) -> Codecs:
     tokenizer = Deferred(partial(_load_tokenizer, paths["tokenizer"], files["tokenizer"]))
     return Codecs(
         video=wan.WanVideoCodec(
-            Deferred(load_video), options.tiles(options.encode_tile), options.tiles(options.decode_tile)
+            deferred(load_video), options.tiles(options.encode_tile), options.tiles(options.decode_tile)
         ),
-        audio=ltx_audio.LtxAudioCodec(Deferred(load_audio)),
-        text=umt5.UMT5TextEncoder(Deferred(load_text), width, tokenizer),
-        speaker=redimnet.ReDimNetSpeaker(Deferred(load_speaker)),
+        audio=ltx_audio.LtxAudioCodec(deferred(load_audio)),
+        text=umt5.UMT5TextEncoder(deferred(load_text), width, tokenizer),
+        speaker=redimnet.ReDimNetSpeaker(deferred(load_speaker)),
         codec_id=codec_id,
     )
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pretrain.codecs.base import check_finite
+from pretrain.codecs.published.deferred import on_device
 from pretrain.codecs.published.ltx_mel import HOP, NUM_MELS, log_mel
 from pretrain.codecs.published.weights import (
     Source,
@@ -69,8 +70,9 @@ class LtxAudioCodec:
     channels = _CHANNELS
 
     def __init__(self, networks: Callable[[], Networks]) -> None:
-        self._networks = networks
+        self.networks = networks
 
+    @on_device
     @torch.no_grad()
     def encode(self, waveform: Tensor) -> Tensor:
         """[B, N] (both channels the same) or [B, 2, N] -> float32 [B, 128, ceil(N / 640)], zero-padded."""
@@ -81,7 +83,7 @@ class LtxAudioCodec:
         ):
             raise ValueError(f"waveform: expected [B, N] or [B, 2, N] with N > 0, got {list(waveform.shape)}")
         check_finite(waveform, "waveform")
-        vae = self._networks().vae
+        vae = self.networks().vae
         stereo = waveform if waveform.dim() == 3 else waveform[:, None].expand(-1, _CHANNELS, -1)
         num_tokens = math.ceil(waveform.shape[-1] / AUDIO_SAMPLES_PER_TOKEN)
         padded = torch.nn.functional.pad(
@@ -98,13 +100,14 @@ class LtxAudioCodec:
         """[B, 128, L] -> mono [B, L * 640] in -1..1, the mean of both channels."""
         return self.decode_channels(latents).mean(1)
 
+    @on_device
     @torch.no_grad()
     def decode_channels(self, latents: Tensor) -> Tensor:
         """[B, 128, L] -> stereo [B, 2, L * 640] in -1..1 at 16 kHz."""
         from scipy.signal import resample_poly  # slow to import
 
         check_finite(latents, "audio latents")
-        vae, vocoder = self._networks()
+        vae, vocoder = self.networks()
         tokens = (
             latents.to(vae.device).float().transpose(1, 2) * vae.latents_std.float()
             + vae.latents_mean.float()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pretrain.codecs.base import check_finite
+from pretrain.codecs.published.deferred import on_device
 from pretrain.codecs.published.weights import Source
 from pretrain.codecs.speaker import is_silent
 from pretrain.types import AUDIO_SAMPLE_RATE_HZ, SPEAKER_DIM
@@ -32,8 +33,9 @@ class ReDimNetSpeaker:
     name = "redimnet"
 
     def __init__(self, network: Callable[[], redimnet.ReDimNet]) -> None:
-        self._network = network
+        self.networks = network
 
+    @on_device
     @torch.no_grad()
     def embed(self, waveform: Tensor) -> Tensor:
         """16 kHz mono [N] -> [192]; ValueError when silent, empty, shorter than 0.1 s or non-finite."""
@@ -49,7 +51,7 @@ class ReDimNetSpeaker:
                 f"reference sound of {len(waveform) / AUDIO_SAMPLE_RATE_HZ:.3f} s is too short; give at "
                 "least 0.1 s, or none"
             )
-        network = self._network()
+        network = self.networks()
         voice = network(waveform[None].to(next(network.parameters()).device))[0].float().cpu()
         check_finite(voice, "voice of the reference sound")
         return voice

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from pretrain.codecs.base import EncodedText
+from pretrain.codecs.published.deferred import on_device
 from pretrain.codecs.published.weights import (
     Source,
     check_shapes,
@@ -53,17 +54,18 @@ class UMT5TextEncoder:
         width: int,
         tokenizer: Callable[[], Any] | None = None,
     ) -> None:
-        self._networks, self.width = networks, width
+        self.networks, self.width = networks, width
         self._tokenizer = tokenizer or (lambda: networks().tokenizer)
 
     def check(self, prompt: ParsedPrompt) -> None:
         """Raises ValueError unless 1 to 512 tokens; loads the tokenizer alone."""
         _token_ids(self._tokenizer(), prompt)
 
+    @on_device
     @torch.no_grad()
     def encode(self, prompts: Sequence[ParsedPrompt]) -> EncodedText:
         """States [B, S, D], zero where padded, S the batch's longest; ValueError unless 1 to 512 tokens."""
-        tokenizer, encoder = self._networks()
+        tokenizer, encoder = self.networks()
         rows = [_token_ids(tokenizer, prompt) for prompt in prompts]
         length = max((len(ids) for ids, _ in rows), default=0)
         states = torch.zeros(len(rows), length, self.width)

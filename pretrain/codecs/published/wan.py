@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pretrain.codecs.base import check_finite, check_frames
+from pretrain.codecs.published.deferred import on_device
 from pretrain.codecs.published.weights import (
     Source,
     check_shapes,
@@ -72,13 +73,14 @@ class WanVideoCodec:
         encode_tiles: Tiles = Tiles(),
         decode_tiles: Tiles = Tiles(),
     ) -> None:
-        self._network, self._encode_tiles, self._decode_tiles = network, encode_tiles, decode_tiles
+        self.networks, self._encode_tiles, self._decode_tiles = network, encode_tiles, decode_tiles
 
+    @on_device
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
         """uint8 [B, T, H, W, 3] -> float32 [B, 48, 1 + (T-1)/4, H/16, W/16]."""
         check_frames(frames)
-        network = self._network()
+        network = self.networks()
         # diffusers measures tiles of pictures in the pixels left after folding 2x2 of them into channels
         self._tile(network, self._encode_tiles, frames.shape[2], frames.shape[3], unit=_PATCH)
         latents = []
@@ -88,11 +90,12 @@ class WanVideoCodec:
         mean, std = _statistics(network)
         return ((torch.cat(latents) - mean) / std).cpu()
 
+    @on_device
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """[B, 48, F, h, w] -> uint8 [B, T, H, W, 3]."""
         check_finite(latents, "video latents")
-        network = self._network()
+        network = self.networks()
         height, width = (PIXELS_PER_LATENT * size for size in latents.shape[3:])
         self._tile(network, self._decode_tiles, height, width, unit=1)
         mean, std = _statistics(network)

@@ -10,7 +10,14 @@ import numpy as np
 
 from pretrain.data.corpus import texts
 from pretrain.data.corpus.bank import load_bank
-from pretrain.data.corpus.cast import BACKGROUNDS, CAMERA_MOVES, CHARACTER_BY_VOICE, CHARACTERS, STATIC
+from pretrain.data.corpus.cast import (
+    BACKGROUNDS,
+    CAMERA_MOVES,
+    CHARACTER_BY_NAME,
+    CHARACTER_BY_VOICE,
+    CHARACTERS,
+    STATIC,
+)
 from pretrain.data.corpus.casting import Casting, WordVoice, choose_reference, pair_cycle, rng_for
 from pretrain.data.corpus.config import CorpusConfig
 from pretrain.data.corpus.plan import CLEAN_SNR_DB, FPS, LONG_FRAMES, SHORT_FRAMES, ClipPlan, SoundEvent, Turn
@@ -45,15 +52,15 @@ def prompt_sets(
         )
     }
     pairs = pair_cycle(seen, rng_for(config.seed, "pretrain_camera"))
+    dialogues = [_dialogue_prompt(config, casting, i) for i in range(config.prompts_dialogue)]
     return {
         "pretrain_seen": validation,
         "pretrain_heldout_pairs": _one_speaker(
             config, casting, "pretrain_heldout_pairs", held_out, config.prompts_heldout_pairs
         ),
         "pretrain_disagree": _disagree(config, casting),
-        "pretrain_dialogue": [
-            _dialogue(config, casting, "pretrain_dialogue", i, 0.0) for i in range(config.prompts_dialogue)
-        ],
+        "pretrain_dialogue": dialogues,
+        "pretrain_dialogue_exchanged": [_with_voices_exchanged(plan) for plan in dialogues],
         "pretrain_camera": [
             _face(config, casting, "pretrain_camera", i, next(pairs), camera=_move(i))
             for i in range(config.prompts_camera)
@@ -84,7 +91,10 @@ def _paired(config: CorpusConfig, casting: Casting) -> list[ClipPlan]:
                 noisy=config.noisy_share,
             )
         )
-    plans += [_dialogue(config, casting, name, i, config.noisy_share) for i in range(dialogues)]
+    swaps = _every(config.dialogue_swapped_share)
+    plans += [
+        _dialogue(config, casting, name, i, config.noisy_share, swapped=next(swaps)) for i in range(dialogues)
+    ]
     plans += [_event(config, name, i) for i in range(events)]
     return _numbered(config, name, plans)
 
@@ -97,7 +107,9 @@ def _sounds(config: CorpusConfig, casting: Casting, name: str, count: int, noisy
     plans = [_event(config, name, i, seen=False) for i in range(events)]
     for i in range(count - events):
         rng = rng_for(config.seed, name, "sound", i)
-        spoken = [next(pairs)] + ([next(pairs)] if i < dialogues else [])
+        spoken = [next(pairs)]
+        if i < dialogues:
+            spoken.append(next(pair for pair in pairs if pair[1] != spoken[0][1]))
         turns = _turns(casting, spoken, [""] * len(spoken), rng)
         described = turns[0].voice if _is_described(config, i) else ""
         text = str(rng.choice(texts.sound_texts(turns, described)))
@@ -191,37 +203,66 @@ def _face(
     )
 
 
-def _dialogue(config: CorpusConfig, casting: Casting, name: str, index: int, noisy: float) -> ClipPlan:
-    """Two faces, each with its usual voice, one after the other."""
+def _dialogue(
+    config: CorpusConfig, casting: Casting, name: str, index: int, noisy: float, *, swapped: bool = False
+) -> ClipPlan:
+    """Two faces, one after the other, each with its usual voice or, `swapped`, with two voices drawn anew."""
     rng = rng_for(config.seed, name, "dialogue", index)
     left, right = rng.permutation(len(CHARACTERS))[:2]
-    people = [CHARACTERS[left], CHARACTERS[right]]
-    spoken = []
-    for person in people:
-        mine = [
-            pair
-            for pair in casting.seen
-            if pair[1] == person.voice and pair[0] not in {word for word, _ in spoken}
+    people = CHARACTERS[left], CHARACTERS[right]
+    usual = [person.voice for person in people]
+    voices = usual
+    while swapped and voices == usual:
+        voices = [CHARACTERS[place].voice for place in rng.permutation(len(CHARACTERS))[:2]]
+    spoken: list[WordVoice] = []
+    for voice in voices:
+        words = [
+            word for word, owner in casting.seen if owner == voice and word not in {w for w, _ in spoken}
         ]
-        spoken.append(mine[int(rng.integers(len(mine)))])
-    first, second = _turns(casting, spoken, [person.name for person in people], rng)
-    voice = people[0].voice if _is_described(config, index) else ""
-    choices = list(texts.two_speaker_texts((first, second), voice))
+        spoken.append((words[int(rng.integers(len(words)))], voice))
+    turns = _turns(casting, spoken, [person.name for person in people], rng)
+    return _dialogue_of(config, name, index, turns, levels(rng, noisy), rng)
+
+
+def _dialogue_prompt(config: CorpusConfig, casting: Casting, index: int) -> ClipPlan:
+    """Usual voices, and words that training has in both of them, whichever speaks."""
+    name = "pretrain_dialogue"
+    rng = rng_for(config.seed, name, "prompt", index)
+    left, right = rng.permutation(len(CHARACTERS))[:2]
+    people = CHARACTERS[left], CHARACTERS[right]
+    seen = set(casting.seen)
+    words = sorted({word for word, _ in seen if all((word, person.voice) in seen for person in people)})
+    first, second = rng.permutation(len(words))[:2]
+    spoken = [(words[first], people[0].voice), (words[second], people[1].voice)]
+    turns = _turns(casting, spoken, [person.name for person in people], rng)
+    return _dialogue_of(config, name, index, turns, levels(rng, 0.0), rng)
+
+
+def _dialogue_of(
+    config: CorpusConfig,
+    name: str,
+    index: int,
+    turns: tuple[Turn, ...],
+    sound: _Levels,
+    rng: np.random.Generator,
+) -> ClipPlan:
+    described = CHARACTER_BY_NAME[turns[0].character].voice if _is_described(config, index) else ""
+    choices = list(texts.two_speaker_texts((turns[0], turns[1]), described))
     text, wall = choices[int(rng.integers(len(choices)))]
     data_id = f"{name}-{index:05d}"
     return ClipPlan(
-        data_id,
-        name,
-        "dialogue",
-        text,
-        LONG_FRAMES,
-        (first, second),
-        None,
-        wall,
-        STATIC,
-        voice,
-        **levels(rng, noisy),
+        data_id, name, "dialogue", text, LONG_FRAMES, turns, None, wall, STATIC, described, **sound
     )
+
+
+def _with_voices_exchanged(plan: ClipPlan) -> ClipPlan:
+    """The same prompt and name, which draws the noise, each turn with the other's reference."""
+    first, second = plan.turns
+    turns = (
+        dataclasses.replace(first, voice=second.voice, reference=second.reference),
+        dataclasses.replace(second, voice=first.voice, reference=first.reference),
+    )
+    return dataclasses.replace(plan, set_name="pretrain_dialogue_exchanged", turns=turns)
 
 
 def _event(config: CorpusConfig, name: str, index: int, seen: bool = True) -> ClipPlan:

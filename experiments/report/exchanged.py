@@ -1,0 +1,30 @@
+"""Dialogues made twice, the second time with the references exchanged: did the voices change places?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from experiments.scoring.rows import ScoredRow, score_in
+from experiments.scoring.sets import DIALOGUE_SET, EXCHANGED_SET, VOICES
+from experiments.scoring.statistics import Interval, bootstrap_ratio
+
+ScoredGroups = Mapping[tuple[str, str], Sequence[ScoredRow]]  # by prompt set and source
+
+
+def voices_exchanged(groups: ScoredGroups, seed: int = 0) -> Interval | None:
+    """Share of dialogues in which both clips have the nearest voice right in every turn; None without pairs.
+
+    A pair of which a clip was not scored takes no part. The interval resamples prompts.
+    """
+    once = {row["data_id"]: row for row in groups.get((DIALOGUE_SET, "generated"), ())}
+    again = groups.get((EXCHANGED_SET, "generated"), ())
+    values = [_all_right(once[row["data_id"]], row) for row in again if row["data_id"] in once]
+    if not values:
+        return None
+    return bootstrap_ratio(values, [1.0] * len(values), seed)
+
+
+def _all_right(*rows: ScoredRow) -> float:
+    accuracies = [score_in(row, VOICES).value for row in rows]
+    return math.nan if any(map(math.isnan, accuracies)) else float(min(accuracies) == 1)
