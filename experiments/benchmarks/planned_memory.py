@@ -170,14 +170,6 @@ def _grid() -> tuple[MemoryCase, ...]:
     ]
     others: tuple[Base, ...] = ("fp8", "nf4")
     found += [MemoryCase(work="generate", base=base) for base in others]
-    found += [MemoryCase(work="lora", base="nf4")]
-    larger: dict[str, Any] = {"text": 512, "frames": 49}
-    found += [
-        MemoryCase(work="train", flavor="debug", checkpointing="full", **larger),
-        MemoryCase(work="lora", flavor="debug", checkpointing="full", base="int8", rank=32, **larger),
-        MemoryCase(work="align", flavor="debug", checkpointing="full", base="int8", rank=32, **larger),
-        MemoryCase(work="generate", base="int8", **larger),
-    ]
     return tuple(found)
 
 
