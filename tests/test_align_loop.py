@@ -118,7 +118,9 @@ def test_trackers_hear_of_rounds_and_of_sample_clips(world, tmp_path):
 
 
 @distributed
-@pytest.mark.parametrize("algorithm", ["nft", "rwr", "awm", "grpo"])
+@pytest.mark.parametrize(
+    "algorithm", ["nft", "grpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rwr", "awm"))]
+)
 def test_the_reward_rises_on_held_out_prompts(world, tmp_path, algorithm):
     made = config((algorithm,), rounds=4, stop=StopConfig(prompts=2, every=4))
     run = align_run(world, tmp_path, made)

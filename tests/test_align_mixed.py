@@ -70,7 +70,7 @@ def assert_same(run: AlignRun, expected: AlignRun) -> None:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("sequence", [("nft",), ("grpo",)])
+@pytest.mark.parametrize("sequence", [("grpo",), pytest.param(("nft",), marks=pytest.mark.slow)])
 def test_two_ranks_align_on_mixed_prompts_as_one_does_and_resume(world, tmp_path, sequence):
     made = mixed(sequence, rounds=ROUNDS)
     one, two = mixed_run(world, tmp_path / "one", made), mixed_run(world, tmp_path / "two", made)

@@ -96,6 +96,7 @@ def test_a_finished_alignment_is_kept_and_another_one_is_not_written_over_it(inp
     assert "trained with other inputs or settings" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_alignment_goes_on_from_an_adapter(inputs, aligned, tmp_path):
     """At a rate that moves nothing, the adapter that comes out is the one that went in."""
     still = ["--set", "align.nft.lr=1e-30", "--set", "align.nft.rounds=1", "--set", "align.weight_decay=0"]

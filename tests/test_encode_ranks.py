@@ -339,9 +339,14 @@ LEFT_OVER = {
 @pytest.mark.parametrize(
     ("variables", "options", "told"),
     [
-        (LEFT_OVER, ["--nproc", "1"], "one process: RANK"),
         (LEFT_OVER, [], "one process: RANK"),  # nothing says that a launcher started this one
-        ({**LEFT_OVER, "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, ["--nproc", "1"], "one process: RANK"),
+        pytest.param(LEFT_OVER, ["--nproc", "1"], "one process: RANK", marks=pytest.mark.slow),
+        pytest.param(
+            {**LEFT_OVER, "SLURM_PROCID": "0", "SLURM_NTASKS": "1"},
+            ["--nproc", "1"],
+            "one process: RANK",
+            marks=pytest.mark.slow,
+        ),
         ({}, ["--nproc", "1"], ""),
     ],
 )

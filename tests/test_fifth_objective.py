@@ -95,6 +95,7 @@ def test_it_trains_on_a_local_rank_twice_alike(world, tmp_path):
 
 @pytest.mark.distributed
 @pytest.mark.timeout(900)
+@pytest.mark.slow
 def test_it_trains_on_ray_as_on_a_local_rank(world, tmp_path):
     local, remote = (align_run(world, tmp_path / name, recipe()) for name in ("local", "remote"))
     driver = Driver(remote.out, ranks=1)

@@ -277,7 +277,7 @@ def test_first_answers_are_as_loud_as_the_minis(name: str) -> None:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("name", ["debug_dual_tower", "debug_unified"])
+@pytest.mark.parametrize("name", ["debug_unified", pytest.param("debug_dual_tower", marks=pytest.mark.slow)])
 def test_two_ranks_alternate_tasks_and_equal_one(name: str, tmp_path) -> None:
     """Sharded by block, checkpointed, with unused modalities: the same losses as on one rank."""
     latents = write_latents(tmp_path / "latents")

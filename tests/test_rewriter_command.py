@@ -49,6 +49,7 @@ def line_of(capsys, *arguments: str) -> str:
     return said[0]
 
 
+@pytest.mark.slow
 def test_grpo_is_a_tracked_run_that_is_kept(place, capsys):
     assert main(["rewriter", "grpo", "lm", "prompts.jsonl", *GRPO]) == 0
     assert (place / "out/rewriter/adapter/adapter_model.safetensors").is_file()

@@ -41,6 +41,7 @@ def assert_same(one, other):
     assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) <= 1e-6
 
 
+@pytest.mark.slow
 def test_an_end_on_request_goes_on_to_the_same_adapter(model, whole, tmp_path, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(tune, "reward_functions", Vowels(at=3).functions)

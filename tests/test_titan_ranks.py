@@ -51,7 +51,7 @@ def assert_same_training(run: StageRun, reference: StageRun) -> None:
         torch.testing.assert_close(weights[name], expected[name], rtol=1e-3, atol=2e-5)
 
 
-@pytest.mark.parametrize("shard_blocks", [True, False])
+@pytest.mark.parametrize("shard_blocks", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_two_ranks_alternate_tasks_and_equal_one(latents, one_rank, tmp_path, shard_blocks):
     run = trained(tmp_path, latents, config(STEPS, parallel=ParallelConfig(shard_blocks=shard_blocks)), 2)
     assert {row["task"] for row in rows(run) if "task" in row} == {"T2A", "T2AV", "TI2AV", "T2V"}

@@ -145,6 +145,7 @@ def test_a_later_stage_starts_from_the_earlier_ones_weights_and_ema(uninterrupte
     assert parents[1]["ema_updates"] == parents[0]["ema_updates"] + 1
 
 
+@pytest.mark.slow
 def test_without_an_average_a_resumed_run_ends_equal_and_a_stage_starts_from_it(
     uninterrupted, latents, tmp_path
 ):

@@ -214,6 +214,7 @@ def test_the_last_value_of_a_metric_is_found(tmp_path):
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_the_example_of_the_page_and_tensorboard_follow_a_killed_training(tmp_path, monkeypatch):
     (tmp_path / "csv_tracker.py").write_text(EXAMPLE)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(HERE), str(HERE.parent)]))

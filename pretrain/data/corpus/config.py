@@ -18,7 +18,7 @@ class CorpusConfig:
     dialogue_share: float = 0.3  # of paired
     event_share: float = 0.06  # of paired
     camera_share: float = 0.08  # of paired
-    audio_dialogue_share: float = 0.5  # of audio_only
+    audio_dialogue_share: float = 0.25  # of audio_only
     audio_event_share: float = 0.05  # of audio_only
     swapped_share: float = 0.2  # of clips with one speaker: a face with another character's voice
     dialogue_swapped_share: float = 0.5  # of dialogues: two voices that are not both their faces' usual ones
