@@ -170,6 +170,14 @@ def _grid() -> tuple[MemoryCase, ...]:
     ]
     others: tuple[Base, ...] = ("fp8", "nf4")
     found += [MemoryCase(work="generate", base=base) for base in others]
+    larger: dict[str, Any] = {"text": 512, "frames": 49}
+    found += [
+        MemoryCase(work="lora", base="nf4"),
+        MemoryCase(work="train", checkpointing="full", **larger),
+        MemoryCase(work="lora", checkpointing="full", base="int8", rank=32, **larger),
+        MemoryCase(work="align", checkpointing="full", base="int8", rank=32, **larger),
+        MemoryCase(work="generate", base="int8", **larger),
+    ]
     return tuple(found)
 
 
