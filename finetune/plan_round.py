@@ -9,7 +9,7 @@ import torch
 
 from finetune.objectives.base import Objective, RolloutPlan
 from finetune.recipe import AlignConfig
-from pretrain.flow.guidance import guided_velocity
+from pretrain.flow.guidance import NO_GUIDANCE, guided_velocity
 from pretrain.model.args import ModelArgs
 from pretrain.model.flops import (
     ClipShape,
@@ -21,7 +21,8 @@ from pretrain.model.flops import (
     self_attention_flops,
 )
 from pretrain.model.plan import clip_shape
-from pretrain.model.plan_memory import PlannedWork, Setup, memory_parts
+from pretrain.model.plan_memory import memory_parts
+from pretrain.model.plan_setup import PlannedWork, Setup
 from pretrain.sampling import SamplerConfig
 from pretrain.types import SPEAKER_DIM, Conditioning, Velocity
 
@@ -127,10 +128,11 @@ def round_memory(
     Raises ValueError where the recipe's replicas and context degree do not divide `gpus`.
     """
     clip, parallel, phase = clip_of(config, args), config.parallel, objective.phase
-    plan: RolloutPlan = objective.rollout() or config.held_out_plan()
+    held_out = config.held_out_plan()
+    plan: RolloutPlan = objective.rollout() or held_out
     cached = max(cached_passes(sampler) for sampler in (plan.sampler, config.deployed))
     batches: dict[str, tuple[PlannedWork, int]] = {
-        "rollout": ("rollout", max(plan.batch, config.held_out_plan().batch)),
+        "rollout": ("rollout", max(plan.batch, held_out.batch)),
         "update": ("align", phase.micro_batch * (2 if objective.needs_pairs else 1)),
     }
     return {
@@ -146,6 +148,11 @@ def round_memory(
                 work=work,
                 base=config.lora.base,
                 rank=config.lora.rank,
+                one_unit=not parallel.shard_blocks,
+                guided=any(
+                    each.sampler.solver != "euler" or each.sampler.guidance != NO_GUIDANCE
+                    for each in (plan, held_out)
+                ),
                 on_cpu=on_cpu,
                 cached_passes=cached if work == "rollout" else 0,
             ),

@@ -34,7 +34,8 @@ from pretrain.model import scaled_attention
 from pretrain.model.feature_cache import FeatureCache
 from pretrain.model.flavors import build_model, flavor
 from pretrain.model.flops import ClipShape, adapter_flops
-from pretrain.model.plan_memory import Setup, memory_parts
+from pretrain.model.plan_memory import memory_parts
+from pretrain.model.plan_setup import Setup
 from pretrain.model.quantised import halve
 from pretrain.sampling import SamplerConfig, sample, streams
 from pretrain.types import Conditioning

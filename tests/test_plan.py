@@ -25,7 +25,9 @@ from pretrain.model.attention import AttentionPlan
 from pretrain.model.blocks import Context, FusionBlock
 from pretrain.model.flavors import flavor
 from pretrain.model.plan import clip_shape, plan_model, step_seconds
-from pretrain.model.plan_memory import Setup, largest_local_batch, memory_parts, saved_by_block
+from pretrain.model.plan_activations import saved_by_block
+from pretrain.model.plan_memory import largest_local_batch, memory_parts
+from pretrain.model.plan_setup import Setup
 from pretrain.plan_schedule import DAY_S, mean_clip_flops, plan_schedule
 from pretrain.recipe import PretrainConfig
 from pretrain.schedule import StageConfig

@@ -1,44 +1,54 @@
-"""What a plan says is what a run holds: peaks of debug runs on the CPU, to 10 %."""
+"""What a plan says is what a step holds: peaks of small models' steps on the CPU, to 10 %."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from measured_memory import FLAVOR, FRAMES, RANK, SIDE, TEXT
 
+from experiments.benchmarks import planned_memory
+from experiments.benchmarks.planned_memory import CASES, LIMIT, MEASURES, MemoryCase
 from pretrain.model.flavors import flavor
 from pretrain.model.plan import clip_shape, what_fits
-from pretrain.model.plan_memory import Setup, memory_parts
+from pretrain.model.plan_setup import Setup
 
-ARGS = flavor(FLAVOR)
-CLIP = clip_shape(ARGS, 4 * FRAMES - 3, 16 * SIDE, 16 * SIDE, 24.0, TEXT)
-ONE: dict[str, Any] = {"on_cpu": True, "micro_batches": 1, "rank": RANK}
-SETUPS = {
-    "train": Setup(checkpointing="none", on_cpu=True),
-    "align fp32 none": Setup(work="align", checkpointing="none", **ONE),
-    "align int8 none": Setup(work="align", base="int8", checkpointing="none", **ONE),
-    "align int8 full": Setup(work="align", base="int8", checkpointing="full", **ONE),
-    "rollout fp32": Setup(work="rollout", **ONE),
-    "rollout bf16": Setup(work="rollout", base="bf16", **ONE),
-    "rollout int8": Setup(work="rollout", base="int8", **ONE),
-    "generate fp32": Setup(work="generate", **ONE),
-    "generate bf16": Setup(work="generate", base="bf16", **ONE),
-    "generate int8": Setup(work="generate", base="int8", **ONE),
-}
+KEPT = Path(__file__).parent.parent / "docs" / "planned_memory.json"
 
 
-@pytest.mark.slow
-def test_a_plan_is_what_a_run_holds():
-    script = Path(__file__).with_name("measured_memory.py")
-    found = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, check=True)
-    peaks = [json.loads(line) for line in found.stdout.splitlines() if line.startswith("{")]
-    assert [row["name"] for row in peaks] == list(SETUPS)
-    for row in peaks:
-        planned = sum(memory_parts(ARGS, CLIP, SETUPS[row["name"]]).values())
-        assert planned == pytest.approx(row["peak"], rel=0.1), row["name"]
+def is_cheap(case: MemoryCase) -> bool:
+    """One of each work, and both of what counts most for memory."""
+    if case.work in ("rollout", "generate"):
+        return case.flavor == "debug" or (case.base == "int8" and not case.guided)
+    both_ends = case.checkpointing != "selective" and case.micro_batches == 2
+    return case.flavor == "debug" and both_ends and (case.work == "train" or case.base == "int8")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=case.name, marks=[] if is_cheap(case) else pytest.mark.slow) for case in CASES],
+)
+def test_a_plan_is_what_a_step_holds(case: MemoryCase) -> None:
+    planned = sum(case.planned().values())
+    assert MEASURES[case.work](case) == pytest.approx(planned, rel=LIMIT)
+
+
+def test_the_kept_measurement_is_of_these_cases_and_this_plan() -> None:
+    kept = json.loads(KEPT.read_text())["cases"]
+    assert list(kept) == [case.name for case in CASES]
+    for case in CASES:
+        row = kept[case.name]
+        assert row["planned_mib"] == pytest.approx(sum(case.planned().values()) / 2**20, rel=0.001), case.name
+        assert abs(row["measured_over_planned"] - 1) <= LIMIT
+
+
+def test_the_command_says_what_is_off(monkeypatch, capsys, tmp_path):
+    case = next(case for case in CASES if case.work == "generate" and not case.guided)
+    monkeypatch.setattr(planned_memory, "CASES", (case,))
+    monkeypatch.setitem(MEASURES, "generate", lambda case: 2 * sum(case.planned().values()))
+    file = tmp_path / "found.json"
+    monkeypatch.setattr("sys.argv", ["planned_memory", "--out", str(file)])
+    assert planned_memory.main() == 1
+    assert f"more than 10% from the plan: {case.name}" in capsys.readouterr().out
+    assert json.loads(file.read_text())["cases"][case.name]["measured_over_planned"] == 2.0
 
 
 def test_lighter_settings_are_asked_for_on_smaller_gpus():

@@ -52,14 +52,15 @@ from pretrain.model import scaled_attention
 from pretrain.model.flavors import flavor
 from pretrain.model.flops import ClipShape, forward_flops, frozen_training_flops, training_flops
 from pretrain.model.plan import clip_shape
-from pretrain.model.plan_memory import Checkpointing, Setup, memory_parts
+from pretrain.model.plan_memory import memory_parts
+from pretrain.model.plan_setup import Checkpointing, Setup
 from pretrain.model.plan_sizes import Base
 from pretrain.objective import ObjectiveConfig, corrupt, velocity_loss
 from pretrain.recipe import ParallelConfig, PretrainConfig
 from pretrain.types import Task, cache_flags
 
 GIB = 2**30
-# what a trainer registers with torchtitan, once per process; it ends with the trainer here
+# what a trainer registers with torchtitan, once per process
 _REGISTERED = "torchtitan.protocols.train_spec._extra_train_specs"
 COLUMNS = {
     "s": "seconds.low",
@@ -117,7 +118,7 @@ def train(step: ModelStep, repeats: int) -> Iterator[RepeatedStep]:
     config = one_step(PretrainConfig(flavor=step.flavor, ema_decay=0.0, parallel=step.parallel), 1)
     stage = replace(config.stage("stage1"), steps=repeats + 3)  # the first, those that count, one for memory
     config = replace(config, parallel=step.parallel, stages={"stage1": stage})
-    with tempfile.TemporaryDirectory() as folder, _one_rank(), mock.patch.dict(_REGISTERED):
+    with tempfile.TemporaryDirectory() as folder, one_rank(), registered_spec():
         run = StageRun(config=config, stage="stage1", latents=Path(folder), out=Path(folder))
         trainer = PretrainTrainer(run, {"dry": SampleSet("dry", [step.clip()])}, lambda metrics, step: None)
         assert trainer.dataloader is not None
@@ -140,7 +141,7 @@ def lora(step: ModelStep, repeats: int, base: Base = "bf16") -> Iterator[Repeate
     from pretrain.titan.ranks import join, shard
 
     config = LoraConfig(base=base, rank=step.rank)
-    with _one_rank():
+    with one_rank():
         model = inject(
             random_model(flavor(step.flavor), torch.bfloat16, step.device).eval(), config, (DEFAULT,)
         )
@@ -187,7 +188,7 @@ PARTS: dict[str, Callable[[ModelStep, int], AbstractContextManager[RepeatedStep]
 def setup_of(part: str, step: ModelStep) -> Setup:
     """What the plan is asked for a part of PARTS."""
     if part == "generate":
-        return Setup(work="generate", base="bf16")
+        return Setup(work="generate", base="bf16", guided=False)
     common: dict[str, Any] = {"ema": False, "micro_batches": 1, "checkpointing": step.checkpointing}
     if part == "train":
         return Setup(**common)
@@ -195,8 +196,13 @@ def setup_of(part: str, step: ModelStep) -> Setup:
     return Setup(work="lora", base=base, rank=step.rank, **common)
 
 
+def registered_spec() -> AbstractContextManager[Any]:
+    """What a trainer registers with torchtitan inside ends with it."""
+    return mock.patch.dict(_REGISTERED)
+
+
 @contextmanager
-def _one_rank() -> Iterator[None]:
+def one_rank() -> Iterator[None]:
     """This process is the only rank; the process group that is made inside ends with it."""
     rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     store = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # 0: any that is free
@@ -215,13 +221,13 @@ def peak_bytes_of(work: RepeatedStep, device: torch.device) -> int:
         torch.cuda.reset_peak_memory_stats(device)
         work.take()
         return torch.cuda.max_memory_allocated(device)
-    with _flash_attention(), MemoryMeter(work.states()) as meter:  # a CPU's allocator does not say
+    with flash_attention(), MemoryMeter(work.states()) as meter:  # a CPU's allocator does not say
         work.take()
     return meter.peak
 
 
 @contextmanager
-def _flash_attention() -> Iterator[None]:
+def flash_attention() -> Iterator[None]:
     """As on a GPU: no scores are kept."""
     with (
         mock.patch.object(scaled_attention, "CPU_BF16_SCORES", 0),

@@ -19,13 +19,10 @@ from pretrain.model.flops import (
 from pretrain.model.plan_memory import (
     FRAGMENTATION,
     RUNTIME_BYTES,
-    Checkpointing,
-    MomentsFormat,
-    PlannedWork,
-    Setup,
     largest_local_batch,
     memory_parts,
 )
+from pretrain.model.plan_setup import Checkpointing, MomentsFormat, PlannedWork, Setup
 from pretrain.model.plan_sizes import Base, sizes_of
 from pretrain.types import PIXELS_PER_LATENT, num_audio_tokens, num_video_latents
 
@@ -156,12 +153,19 @@ def assumptions(
         f"the frozen base is in {base}, adapters, their gradients and average in fp32, AdamW's moments in "
         f"{held}, sharded over all GPUs of a replica; codecs and rewards are not counted"
     )
+    moment = {
+        "train": "the loss, a block's backward pass, a reduction",
+        "align": "the loss of nft, a block's backward pass, a reduction; whole gradients of the adapter wait "
+        "for a step's last micro-batch",
+        "generate": "a block, or the step of the release's sampler",
+    }
     return [
         states.get(work, adapted),
         "blocks are gathered in bf16, a quantised base's as bytes, one in use, one prefetched; embedders and "
         "heads stay gathered; the time path is fp32",
         f"activations are bf16, norms in fp32, flash attention; {recompute[checkpointing]} in the backward "
         "pass; a step has more than one micro-batch, whose gradients wait",
+        f"memory is that of the moment at which most is held: {moment.get(work, moment['train'])}",
         f"allowance: {RUNTIME_BYTES / GIB:.0f} GiB for CUDA and NCCL, and {FRAGMENTATION:.0%} of what comes "
         "and goes in a step",
         "GPU sizes are decimal: 80 GB = 74.5 GiB, 141 GB = 131.3 GiB",

@@ -56,7 +56,7 @@ class BaseBytes:
 @lru_cache
 def sizes_of(args: ModelArgs) -> ModelSizes:
     """Counted from the model on the meta device."""
-    model = _on_meta(args)
+    model = _untouched(args)
     return ModelSizes(
         _count(model),
         tuple(_count(block) for block in _blocks(model)),
@@ -77,25 +77,48 @@ def base_sizes(args: ModelArgs, base: Base) -> BaseBytes:
 
 
 @lru_cache
+def adapter_blocks(args: ModelArgs, rank: int) -> tuple[int, ...]:
+    """Parameters of a LoRA adapter of this rank on all attention and feed-forward maps, by block."""
+    return tuple(
+        sum(rank * (layer.in_features + layer.out_features) for layer in _maps(block))
+        for block in _blocks(_untouched(args))
+    )
+
+
 def adapter_sizes(args: ModelArgs, rank: int) -> int:
     """Parameters of a LoRA adapter of this rank on all attention and feed-forward maps."""
-    maps = [layer for layer in _maps(_on_meta(args))]
-    return sum(rank * (layer.in_features + layer.out_features) for layer in maps)
+    return sum(adapter_blocks(args, rank))
+
+
+def rounded_map(args: ModelArgs, base: Base) -> int:
+    """Bytes of the largest map of a block while its bytes become a weight; 0 where it is held as one.
+
+    In fp32 and in the product's precision; of nf4 also the indices and what they pick, in fp32.
+    """
+    if base in ("fp32", "bf16"):
+        return 0
+    size = FP32 + BF16 + (1 + FP32 if base == "nf4" else 0)
+    return size * _largest_map(args)
 
 
 @lru_cache
-def largest_map(args: ModelArgs) -> int:
-    """Parameters of the largest map of a block."""
-    return max(layer.weight.numel() for layer in _maps(_on_meta(args)))
+def _largest_map(args: ModelArgs) -> int:
+    return max(layer.weight.numel() for layer in _maps(_untouched(args)))
 
 
-def _maps(model: AVTransformer) -> list[nn.Linear]:
+def _maps(model: nn.Module) -> list[nn.Linear]:
     parents = [module for module in model.modules() if isinstance(module, (Projections, FeedForward))]
     return [layer for parent in parents for layer in parent.children() if isinstance(layer, nn.Linear)]
 
 
 def _blocks(model: AVTransformer) -> list[nn.Module]:
     return [block for group in model.block_groups() for block in group]
+
+
+@lru_cache(maxsize=4)
+def _untouched(args: ModelArgs) -> AVTransformer:
+    """To be counted, never changed."""
+    return _on_meta(args)
 
 
 def _on_meta(args: ModelArgs) -> AVTransformer:

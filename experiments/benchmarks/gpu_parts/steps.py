@@ -21,11 +21,8 @@ from experiments.benchmarks.gpu_parts.finding import Figures, NotHere, OutOfBoun
 from experiments.benchmarks.gpu_parts.sizes import PartSize
 from experiments.benchmarks.harness import peak_matmul_flops
 from pretrain.model.flavors import flavor
-from pretrain.model.plan_memory import Checkpointing, memory_parts
+from pretrain.model.plan_memory import memory_parts
 
-# Nothing recomputed: of a few blocks the plan of recomputing counts what is not there at once, the last
-# block's gradients and its activations (0.80 to 0.85 of it was measured on the mini). Whole steps recompute.
-CHECKPOINTING: Checkpointing = "none"
 PLAN_LIMIT = 0.1  # of what is planned
 
 
@@ -54,7 +51,6 @@ def memory(size: PartSize, device: torch.device) -> Iterator[Figures]:
             *clip,
             compiled=False,
             device=device,
-            checkpointing=CHECKPOINTING,
             context_tokens=size.memory_context,
             rank=size.memory_rank,
         )
