@@ -13,7 +13,6 @@ from cache_ranks import CACHED, RATES, SCALES, Counted, noise, rank, sampled
 from context_ranks import filled_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from measured_memory import FLAVOR, FRAMES, SIDE, TEXT, TOKENS, inputs
 from model_cases import conditioning, debug_model
 from rank_processes import run_processes
 from torch import Tensor
@@ -38,8 +37,10 @@ from pretrain.model.plan_memory import memory_parts
 from pretrain.model.plan_setup import Setup
 from pretrain.model.quantised import halve
 from pretrain.sampling import SamplerConfig, sample, streams
-from pretrain.types import Conditioning
+from pretrain.types import Conditioning, Stream, cache_flags, num_audio_tokens
 
+FLAVOR, FRAMES, SIDE, TEXT = "mini", 7, 16, 64  # latent frames, latent rows and columns, text tokens
+TOKENS = num_audio_tokens(4 * FRAMES - 3, 24.0)
 EXACT = replace(CACHED, cache=FeatureCacheConfig())
 ALL = FeatureCacheConfig(sigma_drop=1.0)
 
@@ -264,8 +265,30 @@ def test_a_plan_counts_the_flops_and_memory_of_a_cache() -> None:
         assert flops_of(lambda config=config: sampled(model, config)) == pytest.approx(2 * planned, rel=0.1)
         assert cached_passes(config) == (passes - 1 if config.reused_steps else 0)
     parts = memory_parts(args, shape, Setup(work="generate", base="bf16", cached_passes=3, on_cpu=True))
+    assert parts["feature_cache"] == 4 * (12 + 11) * args.width * 2  # the solver's step needs more here
+    args = flavor("nava_6b")
+    parts = memory_parts(args, shape, Setup(work="generate", base="bf16", cached_passes=3, on_cpu=True))
     assert parts["feature_cache"] == 3 * (12 + 11) * args.width * 2
     assert "feature_cache" not in memory_parts(args, shape, Setup(work="generate", on_cpu=True))
+
+
+def inputs() -> tuple[Stream, Stream, Conditioning]:
+    """Of a clip of the sizes above."""
+    everyone, level = torch.ones(1, dtype=torch.bool), torch.full((1, 1), 0.5)
+    given = (
+        Stream(torch.randn(1, 48, FRAMES, SIDE, SIDE), torch.tensor([FRAMES]), level, 6.0, 6.0),
+        Stream(torch.randn(1, 128, TOKENS), torch.tensor([TOKENS]), level, 25.0, 6.0),
+        Conditioning(
+            torch.randn(1, TEXT, flavor(FLAVOR).text_width),
+            torch.ones(1, TEXT, dtype=torch.bool),
+            torch.randn(1, 1, 192),
+            torch.zeros(1, 1, dtype=torch.int64),
+            everyone,
+            everyone,
+        ),
+    )
+    cache_flags(*given)
+    return given
 
 
 @pytest.mark.slow

@@ -45,9 +45,11 @@ def _sampling_parts(args: ModelArgs, clip: ClipShape, setup: Setup, size: int) -
         "embedders_and_heads": text + saved_by_embedders(args, clip, batch, trained=False),
         "latents": IN_A_PASS[setup.guided] * latents,
     }
-    if setup.cached_passes:
-        in_a_pass["feature_cache"] = setup.cached_passes * tokens_here(clip, setup) * size * args.width
     in_the_solver = {"block": 0.0, "embedders_and_heads": text, "latents": IN_THE_SOLVER * latents}
+    if setup.cached_passes:
+        features = tokens_here(clip, setup) * size * args.width  # of one pass
+        in_a_pass["feature_cache"] = setup.cached_passes * features
+        in_the_solver["feature_cache"] = (setup.cached_passes + 1) * features
     if setup.guided and sum(in_the_solver.values()) > sum(in_a_pass.values()):
         return in_the_solver
     return in_a_pass
