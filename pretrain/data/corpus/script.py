@@ -107,7 +107,9 @@ def _sounds(config: CorpusConfig, casting: Casting, name: str, count: int, noisy
     plans = [_event(config, name, i, seen=False) for i in range(events)]
     for i in range(count - events):
         rng = rng_for(config.seed, name, "sound", i)
-        spoken = [next(pairs)] + ([next(pairs)] if i < dialogues else [])
+        spoken = [next(pairs)]
+        if i < dialogues:
+            spoken.append(next(pair for pair in pairs if pair[1] != spoken[0][1]))
         turns = _turns(casting, spoken, [""] * len(spoken), rng)
         described = turns[0].voice if _is_described(config, i) else ""
         text = str(rng.choice(texts.sound_texts(turns, described)))
