@@ -38,7 +38,7 @@ SMALL = CorpusConfig(
     talk_test=2,
 )
 # sha256 of the manifests and prompts of SMALL, as they are without any talking clip
-OTHER_SETS = "2e77ea28c837f97d1448afb8ef58328d3ca56fd154a93177b9977a58fb970d7c"
+OTHER_SETS = "f2727fb342fd1974b5fdfd00dab9ba9074fe5579b480c690d2e4e1f4cb67fef5"
 
 
 @pytest.fixture(scope="module")
