@@ -22,6 +22,7 @@ from pretrain.media.read import read_metadata
 from pretrain.model.flavors import flavor
 from pretrain.model.plan_sizes import base_sizes
 from pretrain.model.quantised import QuantisedLinear, held_bytes
+from pretrain.model.shell import AVTransformer
 
 PLAIN = dataclasses.replace(QUICK, bf16=True)
 # of the latents' norm, after all steps, against the same model in bf16; measured at half of these
@@ -60,6 +61,7 @@ def test_clips_are_near_those_of_the_plain_model_and_say_what_made_them(world, t
 def test_the_maps_are_held_as_bytes_and_the_size_is_the_plans(world):
     config = dataclasses.replace(PLAIN, quantisation="int8")
     model = ClipMaker.load(world / "model", world / "codec", config).model
+    assert isinstance(model, AVTransformer)
     assert any(isinstance(layer, QuantisedLinear) for layer in model.modules())
     assert held_bytes(model) == weight_bytes(model.args, config)
     assert weight_bytes(model.args, PLAIN) == base_sizes(model.args, "bf16").total

@@ -9,7 +9,9 @@ from functools import wraps
 from threading import Lock
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
-Value, Result, Given = TypeVar("Value"), TypeVar("Result"), ParamSpec("Given")
+Value = TypeVar("Value")
+Result = TypeVar("Result")
+Given = ParamSpec("Given")
 
 
 class PartError(OSError):
@@ -60,7 +62,8 @@ class Deferred(Generic[Value]):
         if self._device in ("", "cpu"):
             return
         for made in self._made:
-            for part in made if isinstance(made, tuple) else (made,):
+            parts: tuple[Any, ...] = made if isinstance(made, tuple) else (made,)
+            for part in parts:
                 if hasattr(part, "parameters"):  # a tokenizer has none
                     part.to(device)
 
