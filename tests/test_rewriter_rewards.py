@@ -2,7 +2,7 @@ import math
 import unicodedata
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from finetune.rewriter.config import DpoTuning, GrpoTuning, described
@@ -11,6 +11,7 @@ from finetune.rewriter.rewards import check_weights, clips_of, reward_functions,
 from finetune.rewriter.template import by_template
 from finetune.rewriter.votes import as_completion
 from pretrain.prompt import PromptRow, parse
+from pretrain.prompt.near_marks import near_mark
 
 SOURCE = "A man says <S>hello<E> and a woman says <S>good bye<E>."
 
@@ -51,6 +52,7 @@ def test_a_prompt_without_speech_loses_by_made_up_speech():
 def test_a_template_rewrite_gets_full_marks_and_answers_come_back(words):
     words = [word for word in words if any(unicodedata.category(sign)[0] in "LN" for sign in word)]
     source = "A man says " + " then ".join(f"<S>{word}<E>" for word in words) + " in a park."
+    assume(near_mark(source) is None)  # as <S>» is; the prompt is refused
     rewrite = by_template(source)
     assert spans_kept(source, rewrite) == 1
     assert rewrite_of(source, as_completion(source, rewrite)) == rewrite_of(source, rewrite)

@@ -10,7 +10,7 @@ from threading import Lock
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 Value = TypeVar("Value")
-Result = TypeVar("Result")
+Returned = TypeVar("Returned")
 Given = ParamSpec("Given")
 
 
@@ -69,12 +69,12 @@ class Deferred(Generic[Value]):
 
 
 def on_device(
-    method: Callable[Concatenate[Any, Given], Result],
-) -> Callable[Concatenate[Any, Given], Result]:
+    method: Callable[Concatenate[Any, Given], Returned],
+) -> Callable[Concatenate[Any, Given], Returned]:
     """A codec's method during which its `networks`, where they are `Deferred`, are on their device."""
 
     @wraps(method)
-    def working(codec: Any, *args: Given.args, **kwargs: Given.kwargs) -> Result:
+    def working(codec: Any, *args: Given.args, **kwargs: Given.kwargs) -> Returned:
         networks = codec.networks
         with networks.working() if isinstance(networks, Deferred) else nullcontext():
             return method(codec, *args, **kwargs)
