@@ -15,6 +15,7 @@ from experiments.report.evaluate import EvaluateConfig, evaluate, metrics_to_log
 from experiments.report.report import report
 from experiments.scoring.sets import ALIGN_JUDGES, ScoreConfig, score_sets
 from experiments.scoring.statistics import bootstrap_mean, bootstrap_ratio
+from pretrain.statistics import cluster_bootstrap
 
 ONE = ScoreConfig(num_processes=1)
 
@@ -50,6 +51,25 @@ def test_constant_values_have_no_width_and_nan_is_counted_not_averaged():
 def test_ratio_is_of_sums():
     interval = bootstrap_ratio([1, 0, math.nan], [1, 3, 5])
     assert interval.mean == 0.25 and interval.n == 2
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.floats(-3, 3)), min_size=3, max_size=30))
+def test_clustered_interval_is_that_of_the_cluster_bootstrap(drawn):
+    names, values = zip(*drawn, strict=True)
+    order = {name: code for code, name in enumerate(dict.fromkeys(names))}
+    codes = np.array([order[name] for name in names])
+    found = bootstrap_ratio([*values, float("nan")], [1.0] * (len(values) + 1), clusters=[*names, 9])
+    assert (found.low, found.high) == pytest.approx(cluster_bootstrap(np.array(values), codes), abs=1e-9)
+    assert found.n == len(values)
+
+
+def test_clips_that_fail_together_are_no_more_evidence_than_one():
+    values, clusters = [1.0, 0.0, 0.0, 1.0], ["a", "b", "c", "d"]
+    once = bootstrap_ratio(values, [1.0] * 4, clusters=clusters)
+    six = bootstrap_ratio(values * 6, [1.0] * 24, clusters=clusters * 6)
+    alone = bootstrap_ratio(values * 6, [1.0] * 24)
+    assert (six.low, six.high) == (once.low, once.high) and six.n == 24
+    assert alone.high - alone.low < six.high - six.low
 
 
 def test_nothing_scored_is_null_in_json():

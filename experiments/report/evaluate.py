@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from experiments.report.metric_keys import (
 )
 from experiments.report.simulated_gsb import simulated_gsb
 from experiments.scoring.rows import ScoredRow, read_scores, terms
-from experiments.scoring.sets import ALIGN_SET, EXCHANGED_SET, MAIN_SET
+from experiments.scoring.sets import ALIGN_SET, EXCHANGED_SET, HELD_OUT_PAIRS_SET, MAIN_SET
 from experiments.scoring.statistics import Interval, bootstrap_ratio
 from finetune.gsb.simulated_raters import SimulatedRatersConfig
 from pretrain.files import write_json
@@ -64,7 +64,8 @@ def evaluate(
     groups, known = read_scores(scores), known or reported_metrics()
     metrics: dict[str, dict[str, dict[str, Any]]] = {}
     for (prompt_set, source), rows in groups.items():
-        for name, interval in summarise(rows, known, config.seed).items():
+        clusters = [said_by(row) for row in rows] if prompt_set == HELD_OUT_PAIRS_SET else None
+        for name, interval in summarise(rows, known, config.seed, clusters).items():
             metrics.setdefault(metric_key(name, prompt_set), {})[source] = interval.as_json()
     if (exchanged := voices_exchanged(groups, config.seed)) is not None:
         key = metric_key(VOICES_EXCHANGED, EXCHANGED_SET)
@@ -78,9 +79,21 @@ def evaluate(
     return metrics
 
 
-def summarise(rows: Sequence[ScoredRow], known: MetricsByName, seed: int = 0) -> dict[str, Interval]:
-    """One interval per metric; metrics without scored clips are left out."""
-    intervals = {name: bootstrap_ratio(*terms(rows, metric), seed) for name, metric in known.items()}
+def said_by(row: ScoredRow) -> tuple[tuple[str, ...], ...]:
+    """A clip's words and voices. Clips of the same ones fail alike: where they are few, they are drawn."""
+    return tuple(row["spans"]), tuple(row["voices"])
+
+
+def summarise(
+    rows: Sequence[ScoredRow],
+    known: MetricsByName,
+    seed: int = 0,
+    clusters: Sequence[Hashable] | None = None,
+) -> dict[str, Interval]:
+    """One interval per metric; metrics without scored clips are left out. clusters: of `bootstrap_ratio`."""
+    intervals = {
+        name: bootstrap_ratio(*terms(rows, metric), seed, clusters=clusters) for name, metric in known.items()
+    }
     return {name: interval for name, interval in intervals.items() if interval.n}
 
 

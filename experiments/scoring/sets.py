@@ -29,12 +29,13 @@ MAIN_SET = "pretrain_seen"
 # the same prompts and seeds before (source generated) and after alignment (source aligned)
 ALIGN_SET = ALIGN_HELD_OUT
 CAMERA_SET = "pretrain_camera"
+HELD_OUT_PAIRS_SET = "pretrain_heldout_pairs"  # words in voices that never said them in training
 # the same dialogues; in the second each turn has the other's reference
 DIALOGUE_SET, EXCHANGED_SET = "pretrain_dialogue", "pretrain_dialogue_exchanged"
 # prompt set -> kind of the real clips it is compared with; "" = no comparison
 PROMPT_SETS = {
     MAIN_SET: "speech",
-    "pretrain_heldout_pairs": "",
+    HELD_OUT_PAIRS_SET: "",
     "pretrain_disagree": "",
     DIALOGUE_SET: "dialogue",
     EXCHANGED_SET: "dialogue",

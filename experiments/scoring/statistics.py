@@ -8,7 +8,7 @@ seeds, and the clips either in each drawn seed by itself (`Draws.nested`) or the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +62,12 @@ class Table:
         filled = [[(0.0, 0.0) if pair is None else pair for pair in row] for row in pairs]
         values = np.array(filled, dtype=np.float64)
         return cls(values[..., 0], values[..., 1])
+
+    def summed(self, clusters: Sequence[Hashable]) -> Table:
+        """float64 [seeds, clusters]: the clips of each cluster together, in order of appearance."""
+        codes = {name: code for code, name in enumerate(dict.fromkeys(clusters))}
+        member = np.eye(len(codes))[[codes[name] for name in clusters]]  # [clips, clusters]
+        return Table(self.above @ member, self.below @ member)
 
     @property
     def per_seed(self) -> list[float]:
@@ -174,13 +180,23 @@ def bootstrap_ratio(
     denominators: Sequence[float],
     seed: int = 0,
     num_resamples: int = NUM_RESAMPLES,
+    clusters: Sequence[Hashable] | None = None,
 ) -> Interval:
     """Sum of numerators over sum of denominators (errors over words), clips resampled as pairs. NaN pairs
-    take no part."""
+    take no part.
+
+    clusters: what each clip belongs to, where clips share what makes them hard, such as their words: whole
+    clusters are resampled then. `n` counts clips.
+    """
     (table,), n, unscored = _scored_in_all((numerators, denominators))
     if not n or math.isnan(table.mean):
         return _nothing(n, unscored)
-    return _interval(table.mean, ClipDraws.make(n, num_resamples, seed).means(table), n, n + unscored)
+    drawn = table
+    if clusters is not None:
+        scored = ~np.isnan(np.asarray(numerators, float) + np.asarray(denominators, float))
+        drawn = table.summed([name for name, kept in zip(clusters, scored, strict=True) if kept])
+    draws = ClipDraws.make(drawn.below.size, num_resamples, seed)
+    return _interval(table.mean, draws.means(drawn), n, n + unscored)
 
 
 def bootstrap_difference(
