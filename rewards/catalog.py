@@ -12,7 +12,7 @@ from rewards.base import Reward
 from rewards.metric import Metric
 from rewards.options import fill, nearest
 from rewards.recipes import picture, preference, remote, sound, speech, sync
-from rewards.recipes.base import DeviceOptions, Entry, NoOptions, PartMetric, Shared
+from rewards.recipes.base import Entry, NoOptions, ParkedOptions, PartMetric, Shared
 
 
 def _preference(options: preference.PreferenceOptions, shared: Shared) -> Reward:
@@ -165,35 +165,35 @@ CATALOG: dict[str, Entry] = {
     ),
     "sim_wavlm_ecapa": Entry(
         sound.sim_wavlm_ecapa,
-        DeviceOptions,
+        ParkedOptions,
         "Similarity to the reference voice (WavLM, ECAPA-TDNN)",
         about="voice",
         offline=False,
     ),
     "sim_redimnet": Entry(
         sound.sim_redimnet,
-        DeviceOptions,
+        ParkedOptions,
         "Similarity to the reference voice (ReDimNet)",
         about="voice",
         offline=False,
     ),
     "audiobox_pq": Entry(
         sound.audiobox,
-        DeviceOptions,
+        ParkedOptions,
         "Production quality (Audiobox Aesthetics)",
         reads_prompt=False,
         offline=False,
     ),
     "fd_verse_bench": Entry(
         sound.fd_verse_bench,
-        DeviceOptions,
+        ParkedOptions,
         "Distance of the sound to the reference's (CLAP)",
         lower_is_better=True,
         about="reference",
         offline=False,
     ),
     "clap_text_cosine": Entry(
-        sound.clap_text, DeviceOptions, "Sound follows the text (CLAP cosine)", about="text", offline=False
+        sound.clap_text, ParkedOptions, "Sound follows the text (CLAP cosine)", about="text", offline=False
     ),
     "preference": Entry(
         _preference,

@@ -72,6 +72,7 @@ ALLOWED: dict[str, set[str]] = {
         "pretrain.data.stream.store",
         *FOUNDATION,
     },  # reads the corpus it fits
+    "pretrain.codecs.published.deferred": {"pretrain.codecs", "rewards.parking", *FOUNDATION},  # one parking
     # The conditioning voice encoder is the network that rewards has; rewards imports nothing of ours, so no
     # circle can close.
     "pretrain.codecs.published.redimnet": {

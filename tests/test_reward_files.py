@@ -54,6 +54,13 @@ def test_every_reward_of_the_full_size_recipe_finds_its_files_in_one_folder(tmp_
         assert str(tmp_path) in found[name]["weights"] and found[name]["device"] == "auto"
     assert found["wer_whisper"]["name"] == "whisper_large_v3" and found["syncnet"]["detector"] == "yunet"
     assert Path(options()["syncnet"]["weights"]).is_absolute()
+    assert not any("parked" in own for own in found.values())
+
+
+def test_parked_networks_are_all_but_syncnets(tmp_path):
+    found = options(f"reward_files.folder={tmp_path}", "reward_files.parked=true")
+    checked_options(list(found), found)
+    assert {name for name in REWARDS if found[name].get("parked")} == {*REWARDS} - {"syncnet"}
 
 
 def test_the_table_of_files_is_that_of_the_rewards():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rewards.catalog import CATALOG
-from rewards.recipes.base import DeviceOptions
+from rewards.recipes.base import DeviceOptions, ParkedOptions
 
 # reward -> its option -> the field that names the file
 FILES: Mapping[str, Mapping[str, str]] = {
@@ -43,6 +43,7 @@ class RewardFiles:
     transcription_url: str = ""  # http://HOST:PORT of the server that wer_endpoint asks
     transcription_model: str = ""
     device: str = "cpu"  # of the networks: auto (a GPU where there is one), cpu, cuda, cuda:1
+    parked: bool = False  # networks but SyncNet's are on it only while they score, on the host between
 
     def options(self, names: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Options, as JSON values, of those of `names` that read files or ask the server; absolute paths."""
@@ -63,6 +64,8 @@ class RewardFiles:
                 own["name"] = self.whisper_name
             if issubclass(CATALOG[name].options, DeviceOptions):
                 own["device"] = self.device
+            if self.parked and issubclass(CATALOG[name].options, ParkedOptions):
+                own["parked"] = True
             found[name] = own
         return found
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from rewards.base import score_prepared
+from rewards.parking import parked
 from rewards.sound import SAMPLE_RATE_HZ, mono_16khz
 from rewards.types import Clip, Score
 from rewards.weights import checked
@@ -52,16 +53,23 @@ class AudioboxAesthetics:
     name = "audiobox_pq"
 
     def __init__(
-        self, model: nn.Module, transform: Mapping[str, tuple[float, float]], device: str = "cpu"
+        self,
+        model: nn.Module,
+        transform: Mapping[str, tuple[float, float]],
+        device: str = "cpu",
+        park: bool = False,
     ) -> None:
         """`model` maps {"wav", "mask"} of [B, 1, 160000] to {axis: [B]}, on `device`.
 
         `transform` has the mean and deviation of each axis.
         """
-        self._model, self._transform, self._device = model.to(device).eval(), dict(transform), device
+        self._model, self._transform, self._device = model.eval(), dict(transform), device
+        self._parking = parked(self._model, device, park)
 
     @classmethod
-    def load(cls, path: Path, sha256: str = "", device: str = "cpu") -> AudioboxAesthetics:
+    def load(
+        cls, path: Path, sha256: str = "", device: str = "cpu", park: bool = False
+    ) -> AudioboxAesthetics:
         """From `checkpoint.pt`, or from `model.safetensors` with its `config.json` beside it.
 
         Raises ImportError without the package, FileNotFoundError and ValueError in one line for missing or
@@ -74,7 +82,7 @@ class AudioboxAesthetics:
             )
         path = checked(path, sha256, what="Audiobox-Aesthetics", licence=LICENCE, source=SOURCE)
         config, state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_checkpoint(path)
-        return cls(_build(path, config, state), _transform(path, config), device)
+        return cls(_build(path, config, state), _transform(path, config), device, park)
 
     def score(self, clips: Sequence[Clip]) -> list[Score]:
         return score_prepared(clips, mono_16khz, self._score)
@@ -83,9 +91,11 @@ class AudioboxAesthetics:
     def _score(self, waveforms: list[np.ndarray]) -> list[Score]:
         pieces = [windows(waveform) for waveform in waveforms]
         sounds, masks = (torch.cat([piece[i] for piece in pieces]) for i in (0, 1))
-        batches = [
-            self._answer(sounds[i : i + BATCH], masks[i : i + BATCH]) for i in range(0, len(sounds), BATCH)
-        ]
+        with self._parking.working():
+            batches = [
+                self._answer(sounds[i : i + BATCH], masks[i : i + BATCH])
+                for i in range(0, len(sounds), BATCH)
+            ]
         # one copy from the device for all axes
         found = torch.stack([torch.cat([batch[axis] for batch in batches]) for axis in AXES]).cpu().double()
         values = {

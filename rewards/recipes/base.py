@@ -125,6 +125,14 @@ class DeviceOptions(WeightsOptions):
     device: str = field(default="cpu", metadata=SPEED_ONLY)
 
 
+@dataclass(frozen=True)
+class ParkedOptions(DeviceOptions):
+    """Also whether the network is on its device only while it scores, and in the host's memory between: for a
+    GPU that others need meanwhile, as alignment in one process does."""
+
+    parked: bool = field(default=False, metadata=SPEED_ONLY)
+
+
 class WeightsMissing(ValueError):
     """A reward needs a weight file that is not configured."""
 

@@ -13,7 +13,7 @@ from rewards.base import Reward, Unscorable
 from rewards.devices import device_for
 from rewards.media_folder import left_out_line, scan_folder
 from rewards.options import one_line
-from rewards.recipes.base import DeviceOptions, NoOptions, Shared, needed
+from rewards.recipes.base import NoOptions, ParkedOptions, Shared, needed
 
 if TYPE_CHECKING:
     from rewards.semantic.clap import ClapEncoder
@@ -33,24 +33,26 @@ def sim_resemblyzer(options: NoOptions, shared: Shared) -> Reward:
     return TimbreSimilarity(_resemblyzer(shared))
 
 
-def sim_wavlm_ecapa(options: DeviceOptions, shared: Shared) -> Reward:
+def sim_wavlm_ecapa(options: ParkedOptions, shared: Shared) -> Reward:
     """Called `sim`, as in the published tables, only with the published file's sha256."""
     from rewards.timbre.similarity import TimbreSimilarity
     from rewards.timbre.wavlm_ecapa import WavlmEcapaEncoder
 
     name = "sim_wavlm_ecapa"
     device = device_for(options.device, name)
-    encoder = WavlmEcapaEncoder(needed(options.weights, name), options.sha256, device=device)
+    encoder = WavlmEcapaEncoder(
+        needed(options.weights, name), options.sha256, device=device, park=options.parked
+    )
     return TimbreSimilarity(encoder, "sim" if encoder.is_seed_tts else "")
 
 
-def sim_redimnet(options: DeviceOptions, shared: Shared) -> Reward:
+def sim_redimnet(options: ParkedOptions, shared: Shared) -> Reward:
     """NAVA is conditioned on this encoder's embeddings: a reward or diagnostic, not a reported result."""
     from rewards.timbre.redimnet import ReDimNetEncoder
     from rewards.timbre.similarity import TimbreSimilarity
 
     weights, device = needed(options.weights, "sim_redimnet"), device_for(options.device, "sim_redimnet")
-    return TimbreSimilarity(ReDimNetEncoder(weights, options.sha256, device=device))
+    return TimbreSimilarity(ReDimNetEncoder(weights, options.sha256, device=device, park=options.parked))
 
 
 def voice_accuracy(options: BankOptions, shared: Shared) -> Reward:
@@ -78,23 +80,23 @@ def noise_estimate(options: NoOptions, shared: Shared) -> Reward:
     return NoiseEstimate()
 
 
-def audiobox(options: DeviceOptions, shared: Shared) -> Reward:
+def audiobox(options: ParkedOptions, shared: Shared) -> Reward:
     from rewards.quality.audiobox import AudioboxAesthetics
 
     path, device = needed(options.weights, "audiobox_pq"), device_for(options.device, "audiobox_pq")
     try:
-        return AudioboxAesthetics.load(path, options.sha256, device=device)
+        return AudioboxAesthetics.load(path, options.sha256, device=device, park=options.parked)
     except ImportError as error:
         raise ValueError(f"audiobox_pq: {error}") from None
 
 
-def fd_verse_bench(options: DeviceOptions, shared: Shared) -> Reward:
+def fd_verse_bench(options: ParkedOptions, shared: Shared) -> Reward:
     from rewards.semantic.clap import VerseBenchDistance
 
     return VerseBenchDistance(_clap(options, shared, "fd_verse_bench"))
 
 
-def clap_text(options: DeviceOptions, shared: Shared) -> Reward:
+def clap_text(options: ParkedOptions, shared: Shared) -> Reward:
     from rewards.semantic.clap import TextSoundCosine
 
     return TextSoundCosine(_clap(options, shared, "clap_text_cosine"))
@@ -106,12 +108,14 @@ def _resemblyzer(shared: Shared) -> ResemblyzerEncoder:
     return shared.get("resemblyzer", ResemblyzerEncoder)
 
 
-def _clap(options: DeviceOptions, shared: Shared, name: str) -> ClapEncoder:
+def _clap(options: ParkedOptions, shared: Shared, name: str) -> ClapEncoder:
     from rewards.semantic.clap import ClapEncoder
 
     folder, device = needed(options.weights, name), device_for(options.device, name)
-    key = ("clap", folder, options.sha256, device)
-    return shared.get(key, lambda: ClapEncoder.load(folder, options.sha256, device=device))
+    key = ("clap", folder, options.sha256, device, options.parked)
+    return shared.get(
+        key, lambda: ClapEncoder.load(folder, options.sha256, device=device, park=options.parked)
+    )
 
 
 def _bank_files(bank: Path) -> list[Path]:

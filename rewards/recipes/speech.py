@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from rewards.base import Reward
 from rewards.devices import device_for
-from rewards.recipes.base import SPEED_ONLY, DeviceOptions, Shared, needed
+from rewards.recipes.base import SPEED_ONLY, ParkedOptions, Shared, needed
 
 if TYPE_CHECKING:
     from rewards.speech.recognizer import Recognizer
@@ -37,7 +37,7 @@ class PocketSphinxOptions(VocabularyOptions):
 
 
 @dataclass(frozen=True)
-class WhisperOptions(DeviceOptions):
+class WhisperOptions(ParkedOptions):
     """A downloaded model folder.
 
     `name` whisper_large_v3 (checked by its shape) gives the benchmark's metric name. `language` is that of
@@ -98,6 +98,7 @@ def wer_whisper(options: WhisperOptions, shared: Shared) -> Reward:
         language=options.language,
         batch_size=options.batch_size,
         device=device_for(options.device, "wer_whisper"),
+        park=options.parked,
     )
     return WordErrorRate(transcriber, scoring)
 

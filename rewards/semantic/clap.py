@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rewards.base import Unscorable, score_prepared
+from rewards.parking import parked
 from rewards.quality.frechet import verse_bench_distance
 from rewards.sound import mono
 from rewards.types import Clip, Score
@@ -33,7 +34,13 @@ class ClapEncoder:
     """Embeddings of unit length in the space that sounds and texts share."""
 
     def __init__(
-        self, model: Any, extractor: Any, tokenizer: Any, seed: int = 0, device: str = "cpu"
+        self,
+        model: Any,
+        extractor: Any,
+        tokenizer: Any,
+        seed: int = 0,
+        device: str = "cpu",
+        park: bool = False,
     ) -> None:
         """transformers' ClapModel (which goes to `device`), ClapFeatureExtractor and tokenizer.
 
@@ -43,11 +50,14 @@ class ClapEncoder:
             raise ValueError(
                 f"CLAP's feature extractor is set to {extractor.sampling_rate} Hz, not {RATE_HZ}"
             )
-        self._model, self._device = model.to(device).eval(), device
+        self._model, self._device = model.eval(), device
+        self._parking = parked(self._model, device, park)
         self._extractor, self._tokenizer, self._seed = extractor, tokenizer, seed
 
     @classmethod
-    def load(cls, folder: Path, sha256: str = "", seed: int = 0, device: str = "cpu") -> ClapEncoder:
+    def load(
+        cls, folder: Path, sha256: str = "", seed: int = 0, device: str = "cpu", park: bool = False
+    ) -> ClapEncoder:
         """Load a local snapshot of laion/clap-htsat-fused; nothing is downloaded.
 
         `sha256` is that of model.safetensors. Raises FileNotFoundError and ValueError in one line for missing
@@ -79,18 +89,20 @@ class ClapEncoder:
                 f"CLAP: {folder}: {len(missing)} weights are missing, first {missing[0]}; get them from "
                 f"{SOURCE}"
             )
-        return cls(model, extractor, tokenizer, seed=seed, device=device)
+        return cls(model, extractor, tokenizer, seed=seed, device=device, park=park)
 
     @torch.inference_mode()
     def embed_sounds(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
         """Mono sounds [N] at 48 kHz (any lengths) -> float32 [B, D] of unit length."""
         features = [self._features(waveform) for waveform in waveforms]
         outputs = []
-        for start in range(0, len(features), BATCH):
-            batch = torch.cat(features[start : start + BATCH]).to(self._device)
-            # The reference marks a single short sound as a long one; in a batch it would pick one at random.
-            longer = torch.ones(len(batch), 1, dtype=torch.bool, device=self._device)
-            outputs.append(_unit(self._model.get_audio_features(input_features=batch, is_longer=longer)))
+        with self._parking.working():
+            for start in range(0, len(features), BATCH):
+                batch = torch.cat(features[start : start + BATCH]).to(self._device)
+                # The reference marks a single short sound as a long one; in a batch one would be picked at
+                # random.
+                longer = torch.ones(len(batch), 1, dtype=torch.bool, device=self._device)
+                outputs.append(_unit(self._model.get_audio_features(input_features=batch, is_longer=longer)))
         return (
             np.concatenate(outputs)
             if outputs
@@ -105,11 +117,9 @@ class ClapEncoder:
         tokens = self._tokenizer(
             list(texts), padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
         ).to(self._device)
-        return _unit(
-            self._model.get_text_features(
-                input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
-            )
-        )
+        asked = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+        with self._parking.working():
+            return _unit(self._model.get_text_features(**asked))
 
     def _features(self, waveform: np.ndarray) -> Tensor:
         with _numpy_seeded(self._seed):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rewards.options import one_line
+from rewards.parking import parked
 from rewards.sound import SAMPLE_RATE_HZ
 from rewards.weights import checked
 
@@ -42,6 +43,7 @@ class WhisperTranscriber:
         task: str = "transcribe",
         batch_size: int = 8,
         device: str = "cpu",
+        park: bool = False,
     ) -> None:
         import torch
 
@@ -61,7 +63,7 @@ class WhisperTranscriber:
                 f"{folder / 'config.json'}: {shape} is not Whisper large v3 ({LARGE_V3}); give it another "
                 "name"
             )
-        self.model.to(self.device).eval()
+        self._parking = parked(self.model.eval(), device, park)
         self.options: dict[str, Any] = {"do_sample": False, "num_beams": 1, "return_timestamps": False}
         self.language = "en"  # of the monolingual models
         if getattr(self.model.generation_config, "is_multilingual", True):
@@ -77,10 +79,11 @@ class WhisperTranscriber:
             for start in range(0, len(sound), length)
         ]
         texts: list[list[str]] = [[] for _ in waveforms]
-        for start in range(0, len(windows), self.batch_size):
-            batch = windows[start : start + self.batch_size]
-            for (index, _), text in zip(batch, self._decode([sound for _, sound in batch]), strict=True):
-                texts[index].append(text.strip())
+        with self._parking.working():
+            for start in range(0, len(windows), self.batch_size):
+                batch = windows[start : start + self.batch_size]
+                for (index, _), text in zip(batch, self._decode([sound for _, sound in batch]), strict=True):
+                    texts[index].append(text.strip())
         return [" ".join(filter(None, parts)) for parts in texts]
 
     def _decode(self, windows: list[np.ndarray]) -> list[str]:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rewards.parking import parked
 from rewards.sound import SAMPLE_RATE_HZ
 from rewards.timbre.ecapa import AttentiveStatistics
 from rewards.timbre.encoder import EmbeddingCache, by_length
@@ -220,9 +221,10 @@ class ReDimNetEncoder:
 
     name = "redimnet"
 
-    def __init__(self, path: Path, sha256: str = "", *, device: str = "cpu") -> None:
+    def __init__(self, path: Path, sha256: str = "", *, device: str = "cpu", park: bool = False) -> None:
         path = checked(path, sha256, what="ReDimNet", licence=LICENCE, source=SOURCE)
-        self._net, self._device = load_net(path).to(device), device
+        self._net, self._device = load_net(path), device
+        self._parking = parked(self._net, device, park)
         self._cached = EmbeddingCache(self._embed, self._net.args.embed_dim)
 
     def embed(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
@@ -233,7 +235,8 @@ class ReDimNetEncoder:
         return self._cached(waveforms)
 
     def _embed(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
-        return by_length(self._net, [without_silence(sound) for sound in waveforms], self._device)
+        with self._parking.working():
+            return by_length(self._net, [without_silence(sound) for sound in waveforms], self._device)
 
 
 def load_net(path: Path) -> ReDimNet:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rewards.parking import parked
 from rewards.timbre.ecapa import EcapaTdnn
 from rewards.timbre.encoder import EmbeddingCache, by_length
 from rewards.timbre.loading import fitted, read_weights
@@ -113,12 +114,18 @@ class WavlmEcapaEncoder:
     name = "wavlm_ecapa"
 
     def __init__(
-        self, path: Path, sha256: str = "", *, args: WavlmEcapaArgs | None = None, device: str = "cpu"
+        self,
+        path: Path,
+        sha256: str = "",
+        *,
+        args: WavlmEcapaArgs | None = None,
+        device: str = "cpu",
+        park: bool = False,
     ) -> None:
         path = checked(path, sha256, what="WavLM-ECAPA", licence="CC BY-SA 3.0", source=SOURCE)
         self.is_seed_tts = sha256.lower() == PUBLISHED_SHA256
-        self._net = load_net(path, args or WavlmEcapaArgs()).to(device)
-        self._device = device
+        self._net, self._device = load_net(path, args or WavlmEcapaArgs()), device
+        self._parking = parked(self._net, device, park)
         self._cached = EmbeddingCache(self._embed, self._net.head.linear.out_features)
 
     def embed(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
@@ -131,7 +138,8 @@ class WavlmEcapaEncoder:
 
     def _embed(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
         sounds = waveforms if self.is_seed_tts else [without_silence(sound) for sound in waveforms]
-        return by_length(self._net, sounds, self._device)
+        with self._parking.working():
+            return by_length(self._net, sounds, self._device)
 
 
 def load_net(path: Path, args: WavlmEcapaArgs) -> WavlmEcapa:

@@ -3,11 +3,13 @@ device only while they work."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from threading import Lock
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+
+from rewards.parking import Parking
 
 Value = TypeVar("Value")
 Returned = TypeVar("Returned")
@@ -28,7 +30,7 @@ class Deferred(Generic[Value]):
     def __init__(self, make: Callable[[], Value], parked_from: str = "") -> None:
         self._make, self._lock = make, Lock()
         self._made: list[Value] = []
-        self._device, self._workers, self._moving = parked_from, 0, Lock()
+        self._parking = Parking(parked_from, self._networks)
 
     def __call__(self) -> Value:
         with self._lock:
@@ -43,29 +45,14 @@ class Deferred(Generic[Value]):
     def loaded(self) -> bool:
         return bool(self._made)
 
-    @contextmanager
-    def working(self) -> Iterator[None]:
+    def working(self) -> AbstractContextManager[None]:
         """The networks are on their device inside, for any number of threads at once."""
-        with self._moving:
-            self._workers += 1
-            if self._workers == 1:
-                self._move(self._device)
-        try:
-            yield
-        finally:
-            with self._moving:
-                self._workers -= 1
-                if not self._workers:
-                    self._move("cpu")
+        return self._parking.working()
 
-    def _move(self, device: str) -> None:
-        if self._device in ("", "cpu"):
-            return
+    def _networks(self) -> Iterable[Any]:
         for made in self._made:
             parts: tuple[Any, ...] = made if isinstance(made, tuple) else (made,)
-            for part in parts:
-                if hasattr(part, "parameters"):  # a tokenizer has none
-                    part.to(device)
+            yield from (part for part in parts if hasattr(part, "parameters"))  # a tokenizer has none
 
 
 def on_device(
