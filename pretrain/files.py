@@ -113,7 +113,7 @@ def strict_json(text: str | bytes, parse_int: Callable[[str], int] | None = None
 
 def whole_number(text: str) -> int:
     """A whole number of a row. Raises ValueError for one beyond 64 bits."""
-    if len(text) > 20 or abs(value := int(text)) > MAX_WHOLE:
+    if len(text.lstrip("-")) > 20 or abs(value := int(text)) > MAX_WHOLE:
         raise ValueError("a number of too many digits")
     return value
 

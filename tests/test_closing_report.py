@@ -220,6 +220,7 @@ def test_without_a_judge_the_page_says_so(world, tmp_path):
     ],
 )
 def test_bad_input_is_refused_before_a_model_is_loaded(world, tmp_path, monkeypatch, changes, says):
+    monkeypatch.chdir(tmp_path)  # a checkout may have the networks that a demo fitted
     monkeypatch.setattr(closing, "generate", lambda *_: pytest.fail("clips were made"))
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(says)):
         closing_report(inputs(world, tmp_path / "report", **changes))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pretrain.data.corpus.bank import load_bank
 from rewards.base import Unscorable
+from rewards.parking import Parking
 from rewards.sound import STEP
 from rewards.timbre.encoder import by_length
 from rewards.timbre.resemblyzer import ResemblyzerEncoder
@@ -112,6 +113,7 @@ def test_by_length_is_given_the_shortened_sounds(monkeypatch):
         monkeypatch.setattr(module, "by_length", lambda net, sounds, device: seen.extend(map(len, sounds)))
         bare: Any = object.__new__(encoder)
         bare._net, bare._device, bare.is_seed_tts = None, "cpu", False
+        bare._parking = Parking("", lambda: ())
         long = np.concatenate([np.ones(RATE, np.float32), silence(4)])
         bare._embed([long])
         bare.is_seed_tts = True

@@ -107,7 +107,7 @@ class FinetuneConfig:
             # a face that is new to the codec has several times the loss of a voice
             video_weight=0.1,
             audio_weight=1.0,
-            levels=LevelConfig(draw="logit_normal", weight="flat", shift=1.0, logit_mean=0.6, logit_std=1.3),
+            levels=LevelConfig(draw="logit_normal", weight="flat", shift=1.0, logit_mean=1.5, logit_std=1.4),
         )
     )
     # of the clips' conditions; objective.dropout is that of the base's data. Text and voice are always given:
