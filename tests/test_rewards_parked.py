@@ -18,10 +18,11 @@ from torch import nn
 
 from rewards.parking import Parking, parked
 from rewards.quality.audiobox import AXES, AudioboxAesthetics
-from rewards.semantic.clap import ClapEncoder
+from rewards.semantic.clap import ClapEncoder, TextSoundCosine, VerseBenchDistance
 from rewards.speech.whisper import WhisperTranscriber
 from rewards.timbre.redimnet import ReDimNetEncoder
 from rewards.timbre.wavlm_ecapa import WavlmEcapa, WavlmEcapaEncoder
+from rewards.types import Clip
 
 GPU = "cuda:0"
 Made = tuple[Any, nn.Module, Callable[[], Any]]  # who has the network, the network, a call of it
@@ -83,6 +84,15 @@ def test_a_parked_network_is_there_when_it_runs_and_leaves_after(reward, tmp_pat
     network.register_forward_pre_hook(lambda *_: seen.append(places[-1]))
     np.testing.assert_array_equal(answer(), want)
     assert set(seen) == {GPU} and places == [GPU, "cpu"]
+
+
+@pytest.mark.parametrize("scorer", [VerseBenchDistance, TextSoundCosine])
+def test_a_batch_of_two_calls_moves_the_network_once(scorer, tmp_path, places):
+    encoder = ClapEncoder.load(save_tiny_clap(tmp_path), park=True)
+    encoder._parking._device = GPU
+    clip = Clip(SOUND, 16_000, prompt="rain", reference_sound=SOUND)
+    (score,) = scorer(encoder).score([clip])
+    assert not score.reason and places == [GPU, "cpu"]
 
 
 def test_two_users_at_once_move_it_once():

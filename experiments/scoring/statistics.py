@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 
@@ -188,15 +189,13 @@ def bootstrap_ratio(
     clusters: what each clip belongs to, where clips share what makes them hard, such as their words: whole
     clusters are resampled then. `n` counts clips.
     """
-    (table,), n, unscored = _scored_in_all((numerators, denominators))
+    (table,), kept = _scored_in_all((numerators, denominators))
+    n = int(kept.sum())
     if not n or math.isnan(table.mean):
-        return _nothing(n, unscored)
-    drawn = table
-    if clusters is not None:
-        scored = ~np.isnan(np.asarray(numerators, float) + np.asarray(denominators, float))
-        drawn = table.summed([name for name, kept in zip(clusters, scored, strict=True) if kept])
+        return _nothing(n, kept.size - n)
+    drawn = table if clusters is None else table.summed([*compress(clusters, kept)])
     draws = ClipDraws.make(drawn.below.size, num_resamples, seed)
-    return _interval(table.mean, draws.means(drawn), n, n + unscored)
+    return _interval(table.mean, draws.means(drawn), n, kept.size)
 
 
 def bootstrap_difference(
@@ -204,11 +203,12 @@ def bootstrap_difference(
 ) -> Interval:
     """Ratio of `one` minus ratio of `other` on the same clips, resampled together. A clip that either lacks
     takes no part."""
-    (ours, theirs), n, unscored = _scored_in_all(one, other)
+    (ours, theirs), kept = _scored_in_all(one, other)
+    n = int(kept.sum())
     if not n or math.isnan(ours.mean - theirs.mean):
-        return _nothing(n, unscored)
+        return _nothing(n, kept.size - n)
     draws = ClipDraws.make(n, num_resamples, seed)
-    return _interval(ours.mean - theirs.mean, draws.means(ours) - draws.means(theirs), n, n + unscored)
+    return _interval(ours.mean - theirs.mean, draws.means(ours) - draws.means(theirs), n, kept.size)
 
 
 def bootstrap_closed(
@@ -220,8 +220,10 @@ def bootstrap_closed(
     where the gap is not measurable (its own 95 % interval holds 0): a share of nothing has no value, and
     Fieller's interval of it no end. `n` counts pairs.
     """
-    (start, end), n, unscored = _scored_in_all(before, after)
-    (goal,), goals, _ = _scored_in_all(reference)
+    (start, end), kept = _scored_in_all(before, after)
+    (goal,), kept_goals = _scored_in_all(reference)
+    n, goals = int(kept.sum()), int(kept_goals.sum())
+    unscored = kept.size - n
     if not n or not goals or math.isnan(start.mean - end.mean - goal.mean):
         return _nothing(n, unscored)
     sizes = ((n, 0), (goals, 1))
@@ -245,14 +247,14 @@ def _closed(
     return _interval((start.mean - end.mean) / (start.mean - goal.mean), shares, n, n + unscored)
 
 
-def _scored_in_all(*terms: Terms) -> tuple[list[Table], int, int]:
-    """Tables of one seed without the clips that have a NaN in any of the terms, how many clips they have, and
-    how many were left out."""
+def _scored_in_all(*terms: Terms) -> tuple[list[Table], np.ndarray]:
+    """Tables of one seed without the clips that have a NaN in any of the terms, and which clips they have,
+    bool [clips]."""
     arrays = [np.asarray(column, dtype=np.float64) for pair in terms for column in pair]
     kept = ~np.any([np.isnan(column) for column in arrays], axis=0)
     arrays = [column[None, kept] for column in arrays]
     tables = [Table(above, below) for above, below in zip(arrays[::2], arrays[1::2], strict=True)]
-    return tables, int(kept.sum()), int((~kept).sum())
+    return tables, kept
 
 
 def _nothing(n: int, unscored: int = 0) -> Interval:

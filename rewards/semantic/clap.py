@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +91,16 @@ class ClapEncoder:
             )
         return cls(model, extractor, tokenizer, seed=seed, device=device, park=park)
 
+    def working(self) -> AbstractContextManager[None]:
+        """A parked network stays on its device over the calls inside."""
+        return self._parking.working()
+
     @torch.inference_mode()
     def embed_sounds(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
         """Mono sounds [N] at 48 kHz (any lengths) -> float32 [B, D] of unit length."""
         features = [self._features(waveform) for waveform in waveforms]
         outputs = []
-        with self._parking.working():
+        with self.working():
             for start in range(0, len(features), BATCH):
                 batch = torch.cat(features[start : start + BATCH]).to(self._device)
                 # The reference marks a single short sound as a long one; in a batch one would be picked at
@@ -118,7 +122,7 @@ class ClapEncoder:
             list(texts), padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
         ).to(self._device)
         asked = {name: tokens[name] for name in ("input_ids", "attention_mask")}
-        with self._parking.working():
+        with self.working():
             return _unit(self._model.get_text_features(**asked))
 
     def _features(self, waveform: np.ndarray) -> Tensor:
@@ -143,7 +147,8 @@ class VerseBenchDistance:
         return score_prepared(clips, _sound_and_reference, self._score)
 
     def _score(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> list[Score]:
-        made, real = (self.encoder.embed_sounds([pair[i] for pair in pairs]) for i in (0, 1))
+        with self.encoder.working():
+            made, real = (self.encoder.embed_sounds([pair[i] for pair in pairs]) for i in (0, 1))
         return [Score(value=float(distance)) for distance in verse_bench_distance(made, real)]
 
 
@@ -168,8 +173,9 @@ class TextSoundCosine:
         return mono(clip, RATE_HZ), text
 
     def _score(self, pairs: list[tuple[np.ndarray, str]]) -> list[Score]:
-        sounds = self.encoder.embed_sounds([sound for sound, _ in pairs])
-        texts = self.encoder.embed_texts([text for _, text in pairs])
+        with self.encoder.working():
+            sounds = self.encoder.embed_sounds([sound for sound, _ in pairs])
+            texts = self.encoder.embed_texts([text for _, text in pairs])
         return [Score(value=float(cosine)) for cosine in (sounds * texts).sum(axis=1)]
 
 

@@ -235,8 +235,9 @@ class ReDimNetEncoder:
         return self._cached(waveforms)
 
     def _embed(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
+        sounds = [without_silence(sound) for sound in waveforms]
         with self._parking.working():
-            return by_length(self._net, [without_silence(sound) for sound in waveforms], self._device)
+            return by_length(self._net, sounds, self._device)
 
 
 def load_net(path: Path) -> ReDimNet:
