@@ -163,6 +163,7 @@ def test_costs_add_up_over_attempts_also_of_those_that_failed(tmp_path):
     [
         ({"noise_seeds": 0}, "claims.noise_seeds must be at least 1"),
         ({"steps_factor": 0.0}, "claims.steps_factor must be above 0"),
+        ({"batch_factor": -1.0}, "claims.batch_factor must be above 0"),
         ({"scales": (1.0, 1.0)}, "claims.scales: expected distinct numbers"),
         ({"lr_factors": (0.5, 2.0)}, "the recipe's own rate, 1, is missing"),
     ],

@@ -16,7 +16,9 @@ from pretrain.recipe import PretrainConfig
 from pretrain.schedule import StageConfig
 
 BOTH = {"sets": {"paired": 1.0}, "audio_sets": {"audio_only": 1.0}}
-CONFIG = ClaimsConfig(seeds=2, noise_seeds=2, num_prompts=3, scales=(), lr_factors=(1.0, 2.0), resamples=50)
+CONFIG = ClaimsConfig(
+    seeds=2, noise_seeds=2, num_prompts=3, scales=(), lr_factors=(1.0, 2.0), batch_factor=1.0, resamples=50
+)
 
 
 class Machine:

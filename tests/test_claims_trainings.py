@@ -1,6 +1,7 @@
 """Arms of claims: what they change, that their FLOPs are equal, and which learning rate they take."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -45,7 +46,7 @@ def latents(tmp_path_factory):
 
 @pytest.fixture
 def trainings(latents, tmp_path) -> Trainings:
-    return Trainings(ClaimsConfig(), recipe(), latents, tmp_path / "runs", {"latents": "a"})
+    return Trainings(ClaimsConfig(batch_factor=1.0), recipe(), latents, tmp_path / "runs", {"latents": "a"})
 
 
 def counted(config: PretrainConfig, stages, latents) -> int:
@@ -75,11 +76,19 @@ def test_an_arm_differs_from_the_recipe_by_what_it_is_named_after(trainings):
     assert not flavor(made["timbre_replaces"].flavor).timbre_keeps_text
     assert list(made["from_video"].stages) == [VIDEO_STAGE, "stage1", "stage2", "stage3"]
     assert made["from_video"].stages[VIDEO_STAGE].tasks == {"T2V": 1.0}
-    folders = {trainings.folder(name, 0, config) for name, config in made.items()}
-    assert len(folders) == len(made)
-    assert trainings.folder("recipe", 0, made["recipe"]) != replace(trainings, data={"latents": "b"}).folder(
-        "recipe", 0, made["recipe"]
+    folders = {trainings.folder(0, config) for config in made.values()}
+    assert len(folders) == len(made) - 1  # NAVA at the recipe's own rate is the recipe
+    assert trainings.folder(0, made["recipe"]) != replace(trainings, data={"latents": "b"}).folder(
+        0, made["recipe"]
     )
+
+
+def test_smaller_batches_have_the_recipes_steps_and_lower_rates(trainings):
+    half = replace(trainings, config=ClaimsConfig(batch_factor=0.5))
+    made = half.at_rate(ARMS["recipe"], 0, 1.0)
+    assert made.global_batch_size == recipe().global_batch_size // 2
+    for name, stage in recipe().stages.items():
+        assert made.stages[name] == replace(stage, lr=stage.lr * math.sqrt(0.5))
 
 
 def test_blocks_of_any_share_have_equal_parameters():
@@ -128,13 +137,13 @@ def losses(folder, video, audio):
 
 
 def test_the_best_rate_is_known_when_all_were_tried(trainings):
-    arm, name = ClaimArm(own_rate=True), "nava_own_rate"
+    arm = ClaimArm(own_rate=True)
     weight = recipe().objective.audio_weight
     for factor, audio in ((0.5, 1.0), (1.0, 3.0), (2.0, 0.5)):
-        assert trainings.of(name, arm, 0) is None
-        losses(trainings.folder(name, 0, trainings.at_rate(arm, 0, factor)), 1.0, audio / weight)
-    assert trainings.best_rate(name, arm) == 2.0
-    made = trainings.of(name, arm, 2)
+        assert trainings.of(arm, 0) is None
+        losses(trainings.folder(0, trainings.at_rate(arm, 0, factor)), 1.0, audio / weight)
+    assert trainings.best_rate(arm) == 2.0
+    made = trainings.of(arm, 2)
     assert made is not None and made.stages["stage1"].lr == 2 * recipe().stages["stage1"].lr
 
 
@@ -142,7 +151,9 @@ def test_trials_come_first_and_the_chosen_one_is_not_trained_again(trainings):
     units = ClaimUnits(trainings.config, GenerateConfig(), trainings, "", {})
     rows = training_rows()
     first = units.needed([rows["paradigm_unified"]])
-    assert [unit.label for unit in first] == ["nava_own_rate-seed0"] * 3 + ["unified_own_rate-seed0"] * 3
+    assert [unit.label for unit in first] == [
+        f"{name}_own_rate-seed0 at {rate} of its rate" for name in ("nava", "unified") for rate in ("0.5", "1", "2")
+    ]
     assert len({unit.folder for unit in first}) == 6 and not any(unit.samples for unit in first)
     for number, unit in enumerate(first):
         losses(unit.folder, 1.0 + number % 3, 1.0)  # the lowest rate is the best

@@ -321,3 +321,13 @@ def test_progress_counts_logged_steps_and_finished_trainings(runs):
     assert trained == pytest.approx(0.85 * first.work)
     expected = trained / steps + second.work
     assert progress.done() == pytest.approx(expected) == progress.done()
+
+
+def test_progress_tells_runs_of_one_label_apart(tmp_path, capsys):
+    runs = [Run("same", tmp_path / name, "m", {"stage1": (1.0, 10)}) for name in ("a", "b")]
+    progress = Progress("study", runs)
+    for run, step in zip(runs, (3, 7), strict=True):
+        (run.folder / "stage1").mkdir(parents=True)
+        (run.folder / "stage1" / "metrics.jsonl").write_text(json.dumps({"step": step}) + "\n")
+    progress.report(runs, force=True)
+    assert "same stage1 3/10; same stage1 7/10" in capsys.readouterr().err

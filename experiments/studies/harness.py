@@ -187,11 +187,11 @@ class Progress:
         self.name, self.runs = name, runs
         self.total = sum(run.work for run in runs)
         self.tails = {
-            (run.label, stage): MetricsTail(run.folder / stage / "metrics.jsonl")
+            (run.folder, stage): MetricsTail(run.folder / stage / "metrics.jsonl")
             for run in runs
             for stage in run.stages
         }
-        self.steps: dict[tuple[str, str], int] = {}
+        self.steps: dict[tuple[Path, str], int] = {}
         self.at_start, self.started, self.reported = self.done(), time.monotonic(), 0.0
 
     def done(self) -> float:
@@ -201,9 +201,9 @@ class Progress:
     def _trained(self, run: Run) -> float:
         work = 0.0
         for stage, (whole, steps) in run.stages.items():
-            for row in self.tails[run.label, stage].rows():
-                self.steps[run.label, stage] = int(row["step"])
-            work += whole * min(1.0, self.steps.get((run.label, stage), 0) / steps)
+            for row in self.tails[run.folder, stage].rows():
+                self.steps[run.folder, stage] = int(row["step"])
+            work += whole * min(1.0, self.steps.get((run.folder, stage), 0) / steps)
         return work
 
     def report(self, running: Sequence[Run], force: bool = False) -> None:
@@ -223,10 +223,10 @@ class Progress:
         print("; ".join([head, *map(self._where, running)]), file=sys.stderr, flush=True)
 
     def _where(self, run: Run) -> str:
-        reached = [stage for stage in run.stages if (run.label, stage) in self.steps]
+        reached = [stage for stage in run.stages if (run.folder, stage) in self.steps]
         if not reached:
             return f"{run.label} starting"
-        step = self.steps[run.label, reached[-1]]
+        step = self.steps[run.folder, reached[-1]]
         return f"{run.label} {reached[-1]} {step}/{run.stages[reached[-1]][1]}"
 
 

@@ -12,6 +12,8 @@ class ClaimsConfig:
     seeds: int = 3  # of each training
     noise_seeds: int = 3  # of rows that only sample from one trained model
     steps_factor: float = 1.0  # of the recipe's steps and warm-up, every stage
+    # of the recipe's batch, learning rates by its square root: half as dear, and nearly as well trained
+    batch_factor: float = 0.5
     num_prompts: int = 48  # the first of a row's prompts
     # of each direction of guidance by itself, beside 0 and the release's own (2 and 3), which decides
     scales: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0)
@@ -32,8 +34,9 @@ class ClaimsConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"claims.{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 < self.steps_factor < float("inf"):
-            raise ValueError(f"claims.steps_factor must be above 0, got {self.steps_factor}")
+        for name in ("steps_factor", "batch_factor"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"claims.{name} must be above 0, got {getattr(self, name)}")
         for name in ("scales", "lr_factors"):
             values = getattr(self, name)
             if len(set(values)) < len(values) or not all(0 < value < float("inf") for value in values):

@@ -124,8 +124,9 @@ def _run(
 
 
 def _begun(units: ClaimUnits, claim: Claim) -> bool:
-    """Whether some training of the claim was ever started, so that its schedule is worth working out."""
-    return any(any(units.trainings.runs.glob(f"{arm}-seed*")) for arm in claim.arms)
+    """Whether some training of the claim may have been started, so that its schedule is worth working out."""
+    flavors = {arm.change(units.trainings.recipe).flavor for arm in claim.arms.values()}
+    return any(any(units.trainings.runs.glob(f"{flavor}-seed*")) for flavor in flavors)
 
 
 def _found(table: Mapping[str, Any], units: ClaimUnits, metrics: Mapping[str, Metric]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,17 +33,17 @@ class Trainings:
     _shapes: dict[str, list[StepShape]] = field(default_factory=dict)
     _fitted: dict[ClaimArm, PretrainConfig] = field(default_factory=dict)
 
-    def of(self, name: str, arm: ClaimArm, seed: int) -> PretrainConfig | None:
+    def of(self, arm: ClaimArm, seed: int) -> PretrainConfig | None:
         """The arm's schedule; None where its learning rate is still to be chosen.
 
         Raises FileNotFoundError or ValueError for latents that cannot be read.
         """
-        factor = self.best_rate(name, arm) if arm.own_rate else 1.0
+        factor = self.best_rate(arm) if arm.own_rate else 1.0
         return None if factor is None else self.at_rate(arm, seed, factor)
 
-    def trials(self, arm: ClaimArm) -> list[PretrainConfig]:
-        """The first seed at every learning rate that is tried."""
-        return [self.at_rate(arm, 0, factor) for factor in self.config.lr_factors]
+    def trials(self, arm: ClaimArm) -> dict[float, PretrainConfig]:
+        """The first seed at every learning rate that is tried, by its factor."""
+        return {factor: self.at_rate(arm, 0, factor) for factor in self.config.lr_factors}
 
     def at_rate(self, arm: ClaimArm, seed: int, factor: float) -> PretrainConfig:
         """The schedule with the recipe's learning rates times `factor`."""
@@ -52,12 +53,12 @@ class Trainings:
         stages = {name: replace(stage, lr=stage.lr * factor) for name, stage in fitted.stages.items()}
         return replace(fitted, stages=stages, seed=self.recipe.seed + seed)
 
-    def best_rate(self, name: str, arm: ClaimArm) -> float | None:
+    def best_rate(self, arm: ClaimArm) -> float | None:
         """The factor with the lowest loss on the validation clips (weighed as in training) after the last
         stage of the first seed; None until all were tried. Raises ValueError where that was not measured."""
         losses: dict[float, float] = {}
         for factor in self.config.lr_factors:
-            path = self.folder(name, 0, self.at_rate(arm, 0, factor)) / VALIDATION
+            path = self.folder(0, self.at_rate(arm, 0, factor)) / VALIDATION
             if not path.is_file():
                 return None
             last = list(read_json(path, f"remove {path.parent}").values())[-1]
@@ -71,13 +72,14 @@ class Trainings:
             losses[factor] = weights.video_weight * video + weights.audio_weight * audio
         return min(losses, key=lambda factor: losses[factor])
 
-    def folder(self, name: str, seed: int, training: PretrainConfig) -> Path:
-        """Depends on everything that changes the training, so that none resumes from foreign weights."""
-        return self.runs / f"{name}-seed{seed}-{mark_of(to_json(training), self.data)}"
+    def folder(self, seed: int, training: PretrainConfig) -> Path:
+        """Depends on all that changes the training, and on nothing else: none resumes from foreign weights, and
+        arms that come to the same training share it."""
+        return self.runs / f"{training.flavor}-seed{seed}-{mark_of(to_json(training), self.data)}"
 
     def _at_budget(self, arm: ClaimArm) -> PretrainConfig:
         """The arm with steps and warm-up such that its stages but those beyond the budget cost as much."""
-        recipe = self._scaled(self.recipe, self.config.steps_factor)
+        recipe = self._scaled(self._with_smaller_batches(), self.config.steps_factor)
         changed = arm.change(recipe)
         budget = self._flops(recipe, list(recipe.stages))
         counted = [name for name in changed.stages if name not in arm.beyond_budget]
@@ -88,6 +90,16 @@ class Trainings:
             changed = replace(changed, stages={**longer, **kept})
         checkpoint = replace(self.recipe.checkpoint, keep_last=1, keep_every=0)
         return replace(changed, checkpoint=checkpoint, validate_every=0)
+
+    def _with_smaller_batches(self) -> PretrainConfig:
+        """The recipe with `batch_factor` of its batch; learning rates by the square root, as Adam's noise."""
+        factor = self.config.batch_factor
+        batch = max(1, round(self.recipe.global_batch_size * factor))
+        stages = {
+            name: replace(stage, lr=stage.lr * math.sqrt(factor))
+            for name, stage in self.recipe.stages.items()
+        }
+        return replace(self.recipe, global_batch_size=batch, stages=stages)
 
     def _flops(self, config: PretrainConfig, stages: list[str]) -> float:
         args, total = flavor(config.flavor), 0.0

@@ -30,17 +30,21 @@ class Sampled:
 
 @dataclass(frozen=True)
 class ClaimUnit:
-    """An arm with a seed. Without a training, clips of the model that is there, by a seed of the noise."""
+    """An arm with a seed. Without a training, clips of the model that is there, by a seed of the noise.
+
+    rate: of a trial, the factor of the learning rates that it tries.
+    """
 
     arm: str
     seed: int
     folder: Path
     training: PretrainConfig | None = None
     samples: Mapping[Path, Sampled] = field(default_factory=dict)  # by their scores
+    rate: float | None = None
 
     @property
     def label(self) -> str:
-        return f"{self.arm}-seed{self.seed}"
+        return f"{self.arm}-seed{self.seed}" + ("" if self.rate is None else f" at {self.rate:g} of its rate")
 
     @property
     def run(self) -> Run:
@@ -74,10 +78,10 @@ class ClaimUnits:
         name, sampling = cell
         training = None
         if claim.trains:
-            training = self.trainings.of(name, claim.arms[name], seed)
+            training = self.trainings.of(claim.arms[name], seed)
             if training is None:
                 return None
-            folder = self.trainings.folder(name, seed, training)
+            folder = self.trainings.folder(seed, training)
         else:
             folder = self.trainings.runs / f"{name}-seed{seed}-{mark_of(self.model)}"
         guidance = claim.samplings[sampling]
@@ -97,9 +101,9 @@ class ClaimUnits:
         then by seed."""
         found: dict[Path, ClaimUnit] = {}
         for name, arm in {name: arm for claim in claims for name, arm in claim.arms.items()}.items():
-            for trial in self.trainings.trials(arm) if arm.own_rate else ():
-                folder = self.trainings.folder(name, 0, trial)
-                found[folder] = ClaimUnit(name, 0, folder, trial)
+            for rate, trial in self.trainings.trials(arm).items() if arm.own_rate else ():
+                folder = self.trainings.folder(0, trial)
+                found[folder] = ClaimUnit(name, 0, folder, trial, rate=rate)
         asked = [(seed, claim) for claim in claims for seed in self.seeds(claim)]
         for seed, claim in sorted(asked, key=lambda pair: pair[0]):
             for cell in claim.cells:
