@@ -1,8 +1,8 @@
 """AdamW with its two moments in 8 bits, by torchao's rounding and update, sharded as the weights are.
 
-torchao's AdamW8bit cuts a rank's shard into blocks of 256 values and rounds them where they divide it, so which
-moments are rounded, and how, depends on the number of ranks, and a state that is cut anew must meet the
-blocks' ends. Here blocks lie within rows, which no rank shares: a training is the same on any ranks. Codes and
+torchao's AdamW8bit cuts a rank's shard into blocks of 256 values where they divide it, so which moments are
+rounded depends on the number of ranks, and other ranks can read a state only where their shards end with a
+block. Here blocks lie within rows, which no two ranks share: a training is the same on any ranks. Codes and
 scales are plain DTensors in the optimizer's state, which DCP saves, stages and cuts anew like any other.
 """
 
@@ -61,8 +61,8 @@ class ShardedAdamW8bit(torch.optim.Optimizer):
     """AdamW whose moments are 8-bit codes and a scale per block (Dettmers et al., arXiv:2110.02861).
 
     A parameter that `block_of` takes has `exp_avg_codes`, `exp_avg_sq_codes` (uint8, its shape) and
-    `..._scale` (fp32, rows x blocks of a row); others have torch's `exp_avg`, `exp_avg_sq`. On a GPU the update
-    is compiled for each shape, on a CPU it runs as it is. Raises ValueError where compiling fails.
+    `..._scale` (fp32, rows x blocks of a row); others have torch's `exp_avg`, `exp_avg_sq`. On a GPU the
+    update is compiled for each shape, on a CPU it runs as it is. Raises ValueError where compiling fails.
     """
 
     def __init__(
