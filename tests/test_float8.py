@@ -88,7 +88,10 @@ def converter_of(recipe: Float8Recipe, tmp_path) -> Any:
 def products(config: Any, tokens: int, width: int, outputs: int) -> list[torch.Size]:
     """Shapes of a converted layer's output and the gradients of its input and weight, by torch's checks of
     what a GPU multiplies; without the autograd engine, which runs on no pretended device."""
-    from torchao.float8.float8_linear import Float8Linear, matmul_with_hp_or_float8_args
+    from torchao.float8.float8_linear import (  # pyright: ignore[reportMissingImports]
+        Float8Linear,
+        matmul_with_hp_or_float8_args,
+    )
 
     mode = FakeTensorMode()
 

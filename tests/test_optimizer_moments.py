@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -53,7 +54,7 @@ SETTINGS = {"betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.01}
 
 @pytest.mark.usefixtures("torchao")
 def test_the_steps_are_bit_by_bit_those_of_torchaos_optimizer() -> None:
-    from torchao.optim import AdamW8bit
+    from torchao.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
 
     ours, theirs = weights(*SHAPES), weights(*SHAPES)
     with mock.patch("torch.compile", lambda update, **_: update):  # as it runs on a CPU here
@@ -75,6 +76,32 @@ def test_rounded_moments_stay_near_fp32_and_whole_ones_are_fp32() -> None:
             assert 0.9 < likeness < 1 and not torch.equal(one, other)
         else:
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.slow  # two kernels by C++: a minute
+@pytest.mark.usefixtures("torchao")
+def test_a_compiled_update_is_the_same_within_rounding_and_without_a_compiler_one_line(monkeypatch) -> None:
+    def steps(update: Any) -> list[nn.Parameter]:
+        held = weights((64, 256), (100,))
+        with mock.patch.object(moments, "_torchao", return_value=(update, real[1])):
+            take_steps(ShardedAdamW8bit(held, lr=1e-2, **SETTINGS), 0, 3)
+        return held
+
+    real = moments._torchao()
+    compiled = torch.compile(real[0], fullgraph=True, dynamic=False)
+    for one, other in zip(steps(compiled), steps(real[0]), strict=True):
+        torch.testing.assert_close(
+            one, other, rtol=0, atol=2e-3
+        )  # a fifth of a step at its rate: codes apart
+
+    def failing(*_: Any, **__: Any) -> Any:
+        return mock.Mock(
+            side_effect=torch._dynamo.exc.BackendCompilerFailed(mock.Mock(), OSError("no gcc\n"))
+        )
+
+    monkeypatch.setattr(torch, "compile", failing)
+    with pytest.raises(ValueError, match=r"^optimizer\.moments=8bit: [^\n]*no gcc[^\n]*moments=fp32$"):
+        moments._compiled_update()
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=3), st.sampled_from([1, 64, 96, 128, 256]))

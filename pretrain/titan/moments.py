@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from pretrain.config import one_line
 from pretrain.recipe import OptimizerConfig
 from pretrain.titan.ema import local_shard
 
@@ -92,22 +93,13 @@ class ShardedAdamW8bit(torch.optim.Optimizer):
                     self._update(parameter, state, rate, group)
 
     def _update(self, parameter: Tensor, state: dict[str, Any], rate: Tensor, group: dict[str, Any]) -> None:
+        assert parameter.grad is not None
         value, gradient = local_shard(parameter.detach()), local_shard(parameter.grad)
         first, second = (_moment(state, name) for name in ("exp_avg", "exp_avg_sq"))
         settings = (*group["betas"], group["weight_decay"], group["eps"])
         # no maximum of the second moment; AdamW's decay; no stochastic rounding: weights are fp32
         arguments = (value, gradient, state["step"], first, second, None, rate, *settings, True, False)
-        if not value.is_cuda:
-            _torchao()[0](*arguments)
-            return
-        try:
-            with torch._dynamo.utils.disable_cache_limit():  # as torchao: the shapes are as many as they are
-                torch.compile(_torchao()[0], fullgraph=True, dynamic=False)(*arguments)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            raise ValueError(
-                f"optimizer.moments=8bit: torch.compile could not make the update ({_first_line(error)}); it "
-                "needs triton and a C compiler; install them, or set optimizer.moments=fp32"
-            ) from error
+        (_compiled_update if value.is_cuda else _torchao()[0])(*arguments)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """In place: torch's own would make the codes fp32, four times their bytes."""
@@ -124,6 +116,22 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
     """All moments, codes and scales that an AdamW holds, without its counts of steps."""
     for state in optimizer.state.values():
         yield from (value for name, value in state.items() if name != "step")
+
+
+def _compiled_update(*arguments: Any) -> None:
+    """torchao's update as one kernel. Raises ValueError in one line where it cannot be compiled."""
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._dynamo.utils import disable_cache_limit
+
+    try:
+        with disable_cache_limit():  # as torchao does: a model's shapes are many, but no more than that
+            torch.compile(_torchao()[0], fullgraph=True, dynamic=False)(*arguments)
+    except TorchDynamoException as error:
+        reason = one_line(error, 200)
+        raise ValueError(
+            f"optimizer.moments=8bit: torch.compile could not make the update ({reason}); on a GPU it needs "
+            "triton and a C compiler; install them, or set optimizer.moments=fp32"
+        ) from error
 
 
 def _fresh(parameter: Tensor) -> dict[str, Tensor]:
@@ -168,7 +176,10 @@ def _moment(state: dict[str, Any], name: str) -> Tensor:
 @cache
 def _levels(signed: bool, device: torch.device) -> Tensor:
     """What the 256 codes stand for, of a block's largest value."""
-    from torchao.optim.subclass_8bit import get_qmap_signed, get_qmap_unsigned
+    from torchao.optim.subclass_8bit import (  # pyright: ignore[reportMissingImports]
+        get_qmap_signed,
+        get_qmap_unsigned,
+    )
 
     return torch.tensor(get_qmap_signed() if signed else get_qmap_unsigned(), device=device)
 
@@ -176,11 +187,7 @@ def _levels(signed: bool, device: torch.device) -> Tensor:
 @cache
 def _torchao() -> tuple[Callable[..., None], type]:
     """AdamW's update of one parameter, and the tensor of codes and scales that it takes."""
-    from torchao.optim.adam import single_param_adam
-    from torchao.optim.subclass_8bit import OptimState8bit
+    from torchao.optim.adam import single_param_adam  # pyright: ignore[reportMissingImports]
+    from torchao.optim.subclass_8bit import OptimState8bit  # pyright: ignore[reportMissingImports]
 
     return single_param_adam, OptimState8bit
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200]
