@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import finetune_world
 import pytest
 import torch
 from hypothesis import given
@@ -17,6 +18,7 @@ from titan_ranks import run_ranks
 from titan_world import config, rows, stage_run, write_latents
 from torch import nn
 
+from finetune.sft.config import RateScales
 from pretrain.launch.stage_run import StageRun, check_run_folder
 from pretrain.model.flavors import build_model, flavor
 from pretrain.model.plan_training import MOMENT_BYTES
@@ -80,7 +82,7 @@ def test_rounded_moments_stay_near_fp32_and_whole_ones_are_fp32() -> None:
 
 @pytest.mark.slow  # two kernels by C++: a minute
 @pytest.mark.usefixtures("torchao")
-def test_a_compiled_update_is_the_same_within_rounding_and_without_a_compiler_one_line(monkeypatch) -> None:
+def test_a_compiled_update_is_the_same_within_rounding() -> None:
     def steps(update: Any) -> list[nn.Parameter]:
         held = weights((64, 256), (100,))
         with mock.patch.object(moments, "_torchao", return_value=(update, real[1])):
@@ -94,13 +96,16 @@ def test_a_compiled_update_is_the_same_within_rounding_and_without_a_compiler_on
             one, other, rtol=0, atol=2e-3
         )  # a fifth of a step at its rate: codes apart
 
-    def failing(*_: Any, **__: Any) -> Any:
-        return mock.Mock(
-            side_effect=torch._dynamo.exc.BackendCompilerFailed(mock.Mock(), OSError("no gcc\n"))
-        )
 
-    monkeypatch.setattr(torch, "compile", failing)
-    with pytest.raises(ValueError, match=r"^optimizer\.moments=8bit: [^\n]*no gcc[^\n]*moments=fp32$"):
+def test_an_update_that_cannot_be_compiled_is_one_line() -> None:
+    from torch._dynamo.exc import TorchDynamoException
+
+    compiled = mock.Mock(side_effect=TorchDynamoException("no C compiler\nis here"))
+    with (
+        mock.patch("torch.compile", return_value=compiled),
+        mock.patch.object(moments, "_torchao", return_value=(None, None)),
+        pytest.raises(ValueError, match=r"^optimizer\.moments=8bit: [^\n]*no C compiler is here[^\n]*fp32$"),
+    ):
         moments._compiled_update()
 
 
@@ -228,3 +233,20 @@ def test_one_rank_begins_and_two_go_on_to_the_same_model(uninterrupted, tmp_path
     mine, other = (load_file(each.out / "model" / "model.safetensors") for each in (run, uninterrupted))
     for name in other:
         torch.testing.assert_close(mine[name], other[name], rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.usefixtures("torchao")
+def test_fine_tuning_with_rates_of_its_own_goes_on_with_the_same_bits(tmp_path) -> None:
+    world = finetune_world.write_world(tmp_path / "world")
+    asked = {"full": True, "optimizer": EIGHT, "lr_scale": RateScales(video=0.5)}
+    tuned = [
+        finetune_world.finetune_run(world, tmp_path / name, finetune_world.config(4, 1, **asked))
+        for name in ("whole", "killed")
+    ]
+    assert finetune_world.run_ranks(tuned[1], mishap="kill@2") == [-9]
+    for run in tuned:
+        assert finetune_world.run_ranks(run) == [0], (run.out / "log.0").read_text()[-2000:]
+    first, second = ((run.out / "model" / "model.safetensors").read_bytes() for run in tuned)
+    assert first == second
