@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 from context_ranks import answers
@@ -28,3 +30,15 @@ def test_blocks_are_one_graph_each_for_all_lengths(mode):
                 value, expected[name.replace("_checkpoint_wrapped_module.", "")], atol=5e-5, rtol=1e-4
             )
     assert frames[0] == 2 and frames[1] == frames[2] == frames[3] <= 4
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler on a CPU")
+def test_inductor_compiles_blocks_for_lengths_that_vary():
+    plain, compiled = debug_model(), debug_model()
+    compile_blocks(compiled.block_groups(), "inductor")
+    for tokens in (10, 11, 13):
+        case = (video_stream(), audio_stream(tokens=tokens), conditioning())
+        expected, found = answers(plain, case), answers(compiled, case)
+        for name, value in found.items():
+            torch.testing.assert_close(value, expected[name], atol=5e-5, rtol=1e-4)
