@@ -94,6 +94,7 @@ def finetune(
       nava finetune mini --clips rows.jsonl --set finetune.base_share=0 --set finetune.lora.rank=16
       nava finetune mini --clips rows.jsonl --model models:/nava-mini@aligned --full --set finetune.lr=1e-4
       nava generate prompts.jsonl --adapter my/voice/adapter
+
     An interrupted run goes on from its last checkpoint. Several machines run the same command with --nnodes
     and --rdzv, and see the same --to and --out; the first one checks and encodes.
     """
