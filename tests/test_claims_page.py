@@ -19,6 +19,7 @@ from experiments.studies.claims.tabulate import higher_is_better, tabulate
 from experiments.studies.claims.trainings import Trainings
 from experiments.studies.claims.units import ClaimUnits
 from experiments.studies.page import render
+from pretrain.config import to_json
 from pretrain.flow.guidance import NO_GUIDANCE
 from pretrain.generation.config import GenerateConfig
 from pretrain.recipe import PretrainConfig
@@ -53,7 +54,7 @@ def write(units: ClaimUnits, claim: Claim, gain: float, samplings: set[str], see
 
 
 def page_of(table, units: ClaimUnits) -> str:
-    study = {"study": "claims", "config": {}, "inputs": {"model": "0123"}}
+    study = {"study": "claims", "config": to_json(CONFIG), "inputs": {"model": "0123"}}
     found = _found(table, units, metrics_of(load_recipe("mini").score))
     return render(json.loads(json.dumps({**study, **found}, allow_nan=False)))
 
