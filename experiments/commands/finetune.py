@@ -88,7 +88,6 @@ def finetune(
     (merged), samples/step-N (the same prompts every finetune.clips_every steps) and metrics.jsonl.
     Clips that are not encoded yet are encoded into TO-sets first, and kept. Sound that is missing, muted or
     too short in more than finetune.sound.max_bad of the clips whose text has speech is refused.
-
     finetune.base_share of the steps (0.5) are on the model's own data, to keep its answers there.
     An interrupted run goes on from its last checkpoint. Several machines run the same command with --nnodes
     and --rdzv, and see the same --to and --out; the first one checks and encodes.
