@@ -76,6 +76,7 @@ ARMS: Mapping[str, ClaimArm] = {
         f"{name}_own_rate": ClaimArm(of_flavor(found), own_rate=True)
         for name, found in (("nava", "mini"), ("dual_tower", "dual_tower"), ("unified", "unified"))
     },
+    "split": ClaimArm(of_flavor("mini_split")),
     "plain_rope": ClaimArm(of_flavor("mini_plain_rope")),
     "unmasked": ClaimArm(with_dropout(modality_mask=0.0)),
     "timbre_replaces": ClaimArm(of_flavor("mini_timbre_replaces")),
@@ -151,7 +152,15 @@ def _blocks() -> dict[str, Claim]:
 
 
 def _paradigms() -> dict[str, Claim]:
-    return {
+    split = _row(
+        "Two alignment blocks with FFNs of their own, then one fusion block: nearer to a dual tower",
+        "not in arXiv 2605.30073: what could close a lead of the dual tower",
+        "as many parameters as the dual tower, against the recipe at its rates (and the tower at its best)",
+        SYNC,
+        ("split", RECIPE),
+        ("split", "dual_tower_own_rate"),
+    )
+    rows = {
         f"paradigm_{other}": _row(
             f"Native alignment in one transformer: better than {'a ' if 'dual' in other else ''}"
             f"{other.replace('_', ' ')}{'' if 'dual' in other else ' context'}",
@@ -162,6 +171,7 @@ def _paradigms() -> dict[str, Claim]:
         )
         for other in ("dual_tower", "unified")
     }
+    return {**rows, "paradigm_split": split}
 
 
 def _details() -> dict[str, Claim]:
