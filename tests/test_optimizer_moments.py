@@ -30,7 +30,7 @@ from pretrain.titan.train_spec import create_moments
 EIGHT = OptimizerConfig(moments="8bit")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def torchao() -> None:
     pytest.importorskip("torchao", reason="pip install 'torchao>=0.18,<0.19'")
 
@@ -206,7 +206,7 @@ def trained(run: StageRun, world_size: int, mishap: str = "") -> StageRun:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(latents: Path, tmp_path_factory: pytest.TempPathFactory) -> StageRun:
+def uninterrupted(torchao: None, latents: Path, tmp_path_factory: pytest.TempPathFactory) -> StageRun:
     return trained(stage_run(tmp_path_factory.mktemp("whole"), latents, recipe()), 1)
 
 
@@ -222,6 +222,7 @@ def test_a_killed_training_ends_with_the_same_bits(uninterrupted, tmp_path, asyn
         assert (run.out / "model" / name).read_bytes() == (uninterrupted.out / "model" / name).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.usefixtures("torchao")
 def test_one_rank_begins_and_two_go_on_to_the_same_model(uninterrupted, tmp_path) -> None:
