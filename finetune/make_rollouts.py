@@ -32,6 +32,7 @@ from pretrain.generation.held import lowered
 from pretrain.model.checkpoint import WeightsName, load_model
 from pretrain.model.feature_cache import FeatureCache, velocity_of_pass
 from pretrain.model.shell import AVTransformer
+from pretrain.model.shortage import in_one_line
 from pretrain.owned import check_owned
 from pretrain.progress import track
 from pretrain.sampling import SamplerConfig
@@ -117,7 +118,8 @@ def make_rollouts(
     ]
     codec_id = codecs.codec_id
     del codecs  # its encoders leave the room to the model
-    clips = _by_prompt(BasePolicy(lowered(model, config).to(device)), batches, config, device)
+    with in_one_line(lambda: _ways(config)):
+        clips = _by_prompt(BasePolicy(lowered(model, config).to(device)), batches, config, device)
     facts = {
         "checkpoint_id": described.facts["checkpoint_id"],
         "codec_id": codec_id,
@@ -134,6 +136,13 @@ def make_rollouts(
         "seconds": round(time.perf_counter() - started, 2),
         **facts,
     }
+
+
+def _ways(config: RolloutsConfig) -> list[str]:
+    """Settings for a GPU without room."""
+    ways = [f"set rollout.batch={config.batch // 2} (now {config.batch})"] if config.batch > 1 else []
+    ways += [] if config.quantisation else ["set rollout.quantisation=int8 (or fp8, nf4)"]
+    return [*ways, "set rollout.device=cpu"]
 
 
 def _by_prompt(
