@@ -203,7 +203,7 @@ def _joined(
     later = timedelta(seconds=2 * max(options.patience_s, options.setup_s))
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=later)
     group = dist.new_group(backend="gloo", timeout=timedelta(seconds=options.patience_s))
-    assert group is not None
+    assert isinstance(group, dist.ProcessGroup)
     return group
 
 

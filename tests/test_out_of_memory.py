@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -224,3 +225,29 @@ def test_torchrun_does_not_repeat_what_does_not_fit(tmp_path, monkeypatch):
     assert code
     assert (run.out / "built").read_text() == "x", (run.out / "log.txt").read_text()[-2000:]
     assert str(failure(run.out, code)).startswith("rank 0: no room for the first step: 2.50 GiB")
+
+
+def test_ray_s_ranks_and_workers_say_it_too(world, tmp_path, monkeypatch):
+    """What they raise is passed on as it is where it is a ValueError."""
+    from orchestration.actors import RolloutWorker, TrainerRank
+
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):  # set by them, and put back afterwards
+        monkeypatch.setenv(name, "0")
+    run = align_run(world, tmp_path, align_config(("nft",)))
+    rank = TrainerRank(run, 0, 1, 1)
+    rank.learner = SimpleNamespace(learn=full)  # type: ignore[assignment]
+    with pytest.raises(
+        ValueError, match=r"^no room for the model: 2\.50 GiB .* set align\.nft\.micro_batch=4"
+    ):
+        rank.learn(0, 0, None, True)
+    worker = RolloutWorker(run, "worker", 1, lambda reference: {})
+    worker.__dict__ |= {"ranks": SimpleNamespace(device="cpu"), "policy": None, "version": "v"}
+    task = SimpleNamespace(version="v", start=0, end=1, plan=None, key=())
+    worker._encoded = lambda task: SimpleNamespace(clips=lambda *_: None)  # type: ignore[method-assign, assignment, return-value]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("finetune.rollout.roll_out", full)
+        with pytest.raises(
+            ValueError, match=r"^no room for the model: 2\.50 GiB .*align\.nft\.rollout_batch"
+        ):
+            worker.roll_out(task, [])  # type: ignore[arg-type]

@@ -27,7 +27,7 @@ from pretrain.generation.conditions import (
 from pretrain.generation.config import GenerateConfig, device_of
 from pretrain.generation.held import lowered
 from pretrain.generation.jobs import ClipJob, batches_of
-from pretrain.generation.room import Part, no_room
+from pretrain.generation.room import CodecWork, no_room
 from pretrain.model.checkpoint import ModelFolder, load_model, read_model_folder
 from pretrain.model.shell import AVTransformer
 from pretrain.prompt import PromptRow
@@ -180,9 +180,9 @@ class ClipMaker:
             for place, job in enumerate(batch)
         ]
 
-    def _no_room(self, batch: Sequence[ClipJob], part: Part = "") -> AbstractContextManager[None]:
+    def _no_room(self, batch: Sequence[ClipJob], work: CodecWork = "") -> AbstractContextManager[None]:
         args, kind = getattr(self.model, "args", None), kind_of(batch[0].row, self.config)
-        return no_room(args, self.config, len(batch), kind, part)
+        return no_room(args, self.config, len(batch), kind, work)
 
     def _hear(self, rows: Sequence[PromptRow]) -> None:
         """Embed references that were not heard before."""

@@ -14,7 +14,7 @@ from pretrain.generation.held import weight_bytes
 from pretrain.model.args import ModelArgs
 from pretrain.model.shortage import GIB, Shortage
 
-Part = Literal["", "encode", "decode"]  # "" = the transformer
+CodecWork = Literal["", "encode", "decode"]  # "" = the transformer
 _CODEC = {
     "encode": "to encode the prompts, first frames and voices of",
     "decode": "to decode",
@@ -27,7 +27,7 @@ def no_room(
     config: GenerateConfig,
     batch: int = 0,
     kind: ClipKind | None = None,
-    part: Part = "",
+    work: CodecWork = "",
 ) -> Iterator[None]:
     """Turns a GPU's lack of memory into a ValueError that says what would fit. batch: clips, 0 = loading."""
     try:
@@ -38,7 +38,7 @@ def no_room(
         if torch.cuda.is_available():
             free, total = torch.cuda.mem_get_info()
             torch.cuda.empty_cache()
-        raise ValueError(advice(args, config, batch, kind, free, total, part, found.asked)) from None
+        raise ValueError(advice(args, config, batch, kind, free, total, work, found.asked)) from None
 
 
 def advice(
@@ -48,11 +48,11 @@ def advice(
     kind: ClipKind | None,
     free: int,
     total: int,
-    part: Part = "",
+    work: CodecWork = "",
     asked: int = 0,
 ) -> str:
     """The line for a GPU of `total` bytes, of which `free` are left, where `asked` more were wanted (0 = it
-    is not known). part: of the codec; its networks share the GPU with the model."""
+    is not known). work: of the codec, whose networks share the GPU with the model."""
     has = f"the GPU has {total / GIB:,.1f} GiB, of which {free / GIB:,.1f} are free"
     has += f" and {asked / GIB:,.2f} more were asked for" if asked else ""
     weights = f"the weights take {weight_bytes(args, config) / GIB:,.1f} GiB" if args else ""
@@ -60,22 +60,22 @@ def advice(
         return _for_the_model(args, config, weights, has, total)
     of = f"{batch} clips of {kind}" if batch > 1 else f"a clip of {kind}"
     ways = [f"set generate.batch_size={batch // 2} (now {config.batch_size})"] if batch > 1 else []
-    if part:
+    if work:
         ways += [
             "let the codec's networks wait in the host's memory while they do not work (`nava codec import "
             "... --parked`, same codec id)"
         ]
-        ways += ["decode in tiles (`--decode-tile 256` there)"] if part == "decode" else []
+        ways += ["decode in tiles (`--decode-tile 256` there)"] if work == "decode" else []
         if not config.quantisation:
             ways.append("make the model smaller beside them with generate.quantisation=int8 (or fp8, nf4)")
     elif batch == 1:
         ways.append("split a clip over GPUs with --nproc 2 --context 2")
     ways.append("spread the weights with --nproc 2 --shard")
-    if not part:
+    if not work:
         ways.append("let the codec wait in the host's memory (`nava codec import ... --parked`)")
     ways.append("ask for fewer frames or pixels")
     return (
-        f"no room {_CODEC.get(part, 'to make')} {of}: {has}{f', {weights}' if weights else ''}; "
+        f"no room {_CODEC.get(work, 'to make')} {of}: {has}{f', {weights}' if weights else ''}; "
         f"{', '.join(ways)}"
     )
 
