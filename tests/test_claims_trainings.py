@@ -152,7 +152,9 @@ def test_trials_come_first_and_the_chosen_one_is_not_trained_again(trainings):
     rows = training_rows()
     first = units.needed([rows["paradigm_unified"]])
     assert [unit.label for unit in first] == [
-        f"{name}_own_rate-seed0 at {rate} of its rate" for name in ("nava", "unified") for rate in ("0.5", "1", "2")
+        f"{name}_own_rate-seed0 at {rate} of its rate"
+        for name in ("nava", "unified")
+        for rate in ("0.5", "1", "2")
     ]
     assert len({unit.folder for unit in first}) == 6 and not any(unit.samples for unit in first)
     for number, unit in enumerate(first):
