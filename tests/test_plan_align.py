@@ -15,13 +15,12 @@ from alignment_cases import KEY, GainPolicy, advantage, rollout, scored, with_tr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_cases import audio_stream, conditioning, video_stream
-from plan_networks import TINY, count_by_hand
+from plan_networks import count_by_hand
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.alignment.networks import (
     ClipMedia,
-    NetworkCost,
     _counted_decode,
     _decode_cost,
     network_cost,

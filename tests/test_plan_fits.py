@@ -17,7 +17,7 @@ from experiments.alignment.networks import ClipMedia
 from experiments.alignment.round_plan import plan_alignment
 from experiments.commands.codec import import_published
 from experiments.commands.plan import plan
-from experiments.commands.plan_fits import WORKS, SharedMemory, what_fits
+from experiments.commands.plan_fits import WORKS, SharedMemory, refusals, what_fits
 from experiments.commands.plan_setups import SETTINGS, PlanOptions, Work, align_config, setup_of
 from experiments.recipes.base import Recipe
 from experiments.recipes.load import load_recipe
@@ -155,6 +155,19 @@ def test_what_is_said_to_fit_fits_with_these_flags(settings_of: tuple[str, ...],
             assert needed(work, changed, gpus=gpus, **asked) <= limit
             if work == "align":
                 assert aligned(changed, size, PlanOptions(gpus=gpus, **asked))
+
+
+def test_a_work_that_the_recipe_refuses_on_these_gpus_does_not_fit_by_other_memory() -> None:
+    """64 ranks do not share a batch of 8, nor 128 the 64 prompts of a round; 8 groups of 8 and 64 of 2 do."""
+    options = PlanOptions(gpus=64)
+    assert "global_batch_size 8 does not split over 64" in refusals(RECIPE, options)["lora"]
+    found = what_fits(RECIPE, ARGS, MEDIA, options, memory_of(options))
+    assert all(flags.endswith("--context 8") for flags in found["lora"].values())
+    more = PlanOptions(gpus=128)
+    assert "64 does not divide into 128" in refusals(RECIPE, more)["align"]
+    wide = what_fits(RECIPE, ARGS, MEDIA, more, memory_of(more))
+    assert all("--context 2" in flags for flags in wide["align"].values())
+    assert set(wide["lora"].values()) == {""}
 
 
 def aligned(recipe: Recipe, size: str, options: PlanOptions) -> bool:

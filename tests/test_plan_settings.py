@@ -94,7 +94,10 @@ def test_an_option_is_the_setting_that_it_stands_for(
     work: Work, option: str, value: Any, settings: tuple[str, ...]
 ) -> None:
     given = PlanOptions(gpus=8, **{option: value})
-    by_option, by_setting = setup_of(nava_6b(), work, given), setup_of(nava_6b(*settings), work, PlanOptions())
+    by_option, by_setting = (
+        setup_of(nava_6b(), work, given),
+        setup_of(nava_6b(*settings), work, PlanOptions()),
+    )
     assert by_option == by_setting
     assert by_option != setup_of(nava_6b(), work, PlanOptions()) or (work, option) == ("lora", "local_batch")
 
@@ -149,9 +152,7 @@ def test_all_weights_of_a_full_fine_tuning_are_planned_as_trained() -> None:
 
 
 def test_a_step_of_one_micro_batch_holds_no_gradients_of_another() -> None:
-    counts = {
-        gpus: setup_of(nava_6b(), "train", PlanOptions(gpus=gpus)).micro_batches for gpus in (128, 512)
-    }
+    counts = {gpus: setup_of(nava_6b(), "train", PlanOptions(gpus=gpus)).micro_batches for gpus in (128, 512)}
     assert counts == {128: 2, 512: 1}
 
 
@@ -170,7 +171,8 @@ def test_a_step_of_one_micro_batch_holds_no_gradients_of_another() -> None:
         (["--work", "lora", "--gpus", "128"], "global_batch_size 8 does not split over 128"),
         (["--gpus", "24"], "global_batch_size 512 does not split over 24"),
         (["--set", "pretrain.parallel.replicas=3"], "3 replicas x 1 context"),
-        (["--local-batch", "-1"], "local_batch must not be negative"),
+        (["--local-batch", "3"], "512 does not split over 8 data-parallel ranks x local_batch_size 3"),
+        (["--local-batch", "-1"], "x local_batch_size -1"),
     ],
 )
 def test_what_nothing_depends_on_and_what_cannot_run_is_refused(
@@ -180,6 +182,12 @@ def test_what_nothing_depends_on_and_what_cannot_run_is_refused(
         main(["plan", "nava_6b", *asked])
     told = capsys.readouterr().err
     assert ended.value.code == 2 and message in told and told.count("\n") == 1
+
+
+def test_a_flavor_is_one_clip_recomputed(capsys: pytest.CaptureFixture[str]) -> None:
+    found = planned(capsys, "debug", "--gpus", "6")["setup"]
+    assert (found["local_batch"], found["checkpointing"], found["micro_batches"]) == (1, "full", 2)
+    assert planned(capsys, "debug", "--gpus", "6", "--local-batch", "5")["setup"]["local_batch"] == 5
 
 
 def test_moments_in_host_memory_are_no_setting(capsys: pytest.CaptureFixture[str]) -> None:

@@ -120,8 +120,8 @@ def plan(
     """Parameters, tokens, FLOPs, memory per GPU by part, the largest batch, what fits where, days to train.
 
     NAME is a recipe, whose stages (with ./params.yaml if that is for this recipe) give the days and whose
-    `generate` section gives the clip, or a flavor of the model at 145 x 704 x 1280. How the work is spread and
-    held is as the recipe's section for it says (--set too), unless an option says otherwise; of a flavor
+    `generate` section gives the clip, or a flavor of the model at 145 x 704 x 1280. How the work is spread
+    and held is as the recipe's section for it says (--set too), unless an option says otherwise; of a flavor
     blocks are recomputed. Nothing is allocated. --clips N --price P adds what N clips and the training cost:
       nava plan nava_6b --gpus 128 --clips 1000000 --price 2.5 --encode-pixels-per-s 4e7
     --align plans a round of the recipe's alignment: nava plan nava_6b --align --gpus 64 --price 2.5

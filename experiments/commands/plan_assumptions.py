@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from experiments.alignment.round_plan import beside_line
-from finetune.lora import GROUPS
+from finetune.lora import LoraConfig
 from pretrain.model.args import ModelArgs
 from pretrain.model.plan import GIB
 from pretrain.model.plan_memory import FRAGMENTATION, RUNTIME_BYTES
@@ -55,8 +55,9 @@ def recipe_lines(recipe: Recipe | None, work: str) -> list[str]:
         found.append(f"{name}.mixed_precision is fp32: activations take twice what is counted here, in bf16")
     if getattr(config, "float8", "none") != "none":
         found.append(f"{name}.float8 is {config.float8}: its products are counted as bf16's")
-    if work != "train" and set(config.lora.targets) != set(GROUPS):
-        found.append(f"{name}.lora.targets names some groups of maps: adapters are counted on all of them")
+    if work != "train" and set(config.lora.targets) != set(LoraConfig().targets):
+        counted = ", ".join(LoraConfig().targets)
+        found.append(f"{name}.lora.targets are others: adapters are counted on {counted}")
     return found
 
 

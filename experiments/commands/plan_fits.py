@@ -168,21 +168,20 @@ def _parked(rewards: bool) -> tuple[Way, ...]:
 
 def _spreads(recipe: Recipe | None, work: Work, options: PlanOptions) -> Iterator[Way]:
     """As it is spread, then one clip at once, without replicas, and shared by more GPUs."""
-    changes: dict[str, Any] = {}
+    yield {}
     try:
         own = setup_of(recipe, work, options)
-    except ValueError:  # a batch that does not spread over these GPUs
-        own = None
-    yield {}
-    if own is None or own.local_batch > 1:
+    except ValueError:  # what is asked for does not divide over these GPUs: fewer groups may do
+        yield from ({"context": context} for context in CONTEXTS)
+        return
+    changes: dict[str, Any] = {}
+    if own.local_batch > 1:
         changes["local_batch"] = 1
         yield dict(changes)
-    if own is not None and own.replicas > 1:
+    if own.replicas > 1:
         changes["replicas"] = 1
         yield dict(changes)
-    for context in CONTEXTS:
-        if own is None or context > own.context:
-            yield {**changes, "context": context}
+    yield from ({**changes, "context": context} for context in CONTEXTS if context > own.context)
 
 
 def _check_context(args: ModelArgs, media: ClipMedia, context: int) -> None:

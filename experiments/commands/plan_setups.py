@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from experiments.recipes.base import Recipe
 
 Work = Literal["train", "lora", "align", "generate"]
-MANY_CLIPS: dict[str, Any] = {"local_batch_size": 1, "global_batch_size": 2**20}  # of a flavor
 # options that say something about each work
 BELONGS: dict[Work, tuple[str, ...]] = {
     "train": ("context", "replicas", "checkpointing", "local_batch", "moments"),
@@ -119,16 +118,14 @@ def setup_of(recipe: Recipe | None, work: Work, options: PlanOptions) -> Setup:
     if work == "align":
         return _aligning(align_config(recipe, options), recipe, options)
     if work == "train":
-        config = recipe.pretrain if recipe else _of_a_flavor(PretrainConfig(**MANY_CLIPS))
-        return _training(config, options, work="train")
-    tuned = (
-        recipe.finetune if recipe else _of_a_flavor(FinetuneConfig(parallel=ParallelConfig(), **MANY_CLIPS))
-    )
+        config = recipe.pretrain if recipe else _of_a_flavor(PretrainConfig())
+        return _training(config, options, recipe, work="train")
+    tuned = recipe.finetune if recipe else _of_a_flavor(FinetuneConfig(parallel=ParallelConfig()))
     lora = tuned.lora
     base, rank = options.base or lora.base, options.rank or lora.rank
     if tuned.full:  # no adapter: as a training of all weights
-        return _training(tuned, options, work="train", base=options.base or "fp32")
-    return _training(tuned, options, work="lora", base=base, rank=rank)
+        return _training(tuned, options, recipe, work="train", base=options.base or "fp32")
+    return _training(tuned, options, recipe, work="lora", base=base, rank=rank)
 
 
 def align_config(recipe: Recipe | None, options: PlanOptions, **clip: Any) -> AlignConfig:
@@ -190,26 +187,28 @@ def _aligning(config: AlignConfig, recipe: Recipe | None, options: PlanOptions) 
     )
 
 
-def _training(config: PretrainConfig | FinetuneConfig, options: PlanOptions, **held: Any) -> Setup:
-    parallel = options.parallel(config.parallel)
+def _training(
+    config: PretrainConfig | FinetuneConfig, options: PlanOptions, recipe: Recipe | None, **held: Any
+) -> Setup:
+    """Of one clip where there is no recipe, whose batch has to spread over the GPUs."""
     setup = Setup(
         gpus=options.gpus,
         ema=config.ema_decay > 0,
         moments=options.moments or "fp32",
-        **_spread(parallel),
+        **_spread(options.parallel(config.parallel)),
         **held,
     )
-    groups = options.gpus // parallel.context
-    local = options.local_batch
-    if local is None:
-        local = config.local_batch_size or config.global_batch_size // groups
-        if local < 1 or config.global_batch_size % (local * groups):
-            raise ValueError(
-                f"global_batch_size {config.global_batch_size} does not split over {groups} data-parallel "
-                f"ranks x local_batch_size {local}; give another --gpus, --context or --local-batch"
-            )
-    one = config.global_batch_size <= local * groups
-    return replace(setup, local_batch=local, micro_batches=1 if one else 2)
+    if recipe is None:
+        return replace(setup, local_batch=1 if options.local_batch is None else options.local_batch)
+    groups, whole = options.gpus // setup.context, config.global_batch_size
+    asked = config.local_batch_size if options.local_batch is None else options.local_batch
+    local = asked or whole // groups
+    if local < 1 or whole % (local * groups):
+        raise ValueError(
+            f"global_batch_size {whole} does not split over {groups} data-parallel ranks x local_batch_size "
+            f"{local}; give another --gpus, --context or --local-batch, or set the batch"
+        )
+    return replace(setup, local_batch=local, micro_batches=min(2, whole // (local * groups)))
 
 
 def _spread(parallel: ParallelConfig) -> dict[str, Any]:

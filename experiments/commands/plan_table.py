@@ -52,10 +52,8 @@ def _memory(found: dict[str, Any]) -> Table:
         setup["work"]
     ]
     held = "" if setup["work"] == "train" else f", base in {setup['base']}"
-    title = (
-        f"memory per GPU of {work}{held}: {setup['local_batch']} clips, {setup['checkpointing']} "
-        f"checkpointing ({layout})"
-    )
+    recomputed = "" if setup["work"] == "generate" else f", {setup['checkpointing']} checkpointing"
+    title = f"memory per GPU of {work}{held}: {setup['local_batch']} clips{recomputed} ({layout})"
     table = _table(title, "part", "GiB", "")
     for part, size in parts.items():
         if part == "total":
@@ -65,9 +63,12 @@ def _memory(found: dict[str, Any]) -> Table:
 
 
 def _batches(found: dict[str, Any]) -> Table:
-    sizes = _sizes(found["largest_local_batch"])
-    table = _table("largest micro-batch that fits (0 = not one clip)", "checkpointing", *map(_gb, sizes))
-    for mode, fits in found["largest_local_batch"].items():
+    rows, first = found["largest_local_batch"], "checkpointing"
+    sizes = _sizes(rows)
+    if found["setup"]["work"] == "generate":  # nothing is recomputed
+        rows, first = {"": rows["none"]}, ""
+    table = _table("largest micro-batch that fits (0 = not one clip)", first, *map(_gb, sizes))
+    for mode, fits in rows.items():
         table.add_row(mode, *(str(fits[size]) for size in sizes))
     return table
 
