@@ -18,7 +18,7 @@ from experiments.alignment.round_plan import plan_alignment
 from experiments.commands.codec import import_published
 from experiments.commands.plan import plan
 from experiments.commands.plan_fits import WORKS, SharedMemory, refusals, what_fits
-from experiments.commands.plan_setups import SETTINGS, PlanOptions, Work, align_config, setup_of
+from experiments.commands.plan_setups import SETTINGS, PlanOptions, RecipeWork, align_config, setup_of
 from experiments.recipes.base import Recipe
 from experiments.recipes.load import load_recipe
 from pretrain.model.flavors import flavor
@@ -42,7 +42,7 @@ def memory_of(options: PlanOptions, recipe: Recipe | None = RECIPE) -> SharedMem
     return SharedMemory(recipe, MEDIA, options, ARGS)
 
 
-def needed(work: Work, recipe: Recipe | None = RECIPE, **options: Any) -> float:
+def needed(work: RecipeWork, recipe: Recipe | None = RECIPE, **options: Any) -> float:
     """Bytes per GPU."""
     asked = PlanOptions(**options)
     memory = memory_of(asked, recipe)
@@ -142,7 +142,8 @@ def test_what_is_said_to_fit_fits_with_these_flags(settings_of: tuple[str, ...],
     found = what_fits(recipe, ARGS, MEDIA, options, memory_of(options, recipe))
     assert set(found) == set(WORKS)
     known = inspect.signature(plan).parameters
-    for work, sizes in found.items():
+    for work in WORKS:
+        sizes = found[work]
         assert [bool(flags) for flags in sizes.values()] == sorted(bool(flags) for flags in sizes.values())
         for size, flags in sizes.items():
             if not flags:

@@ -10,7 +10,7 @@ import pytest
 from plan_networks import count_by_hand
 
 from experiments.cli import main
-from experiments.commands.plan_setups import SETTINGS, PlanOptions, Work, setup_of
+from experiments.commands.plan_setups import SETTINGS, PlanOptions, RecipeWork, setup_of
 from experiments.recipes.base import Recipe
 from experiments.recipes.load import load_recipe
 from pretrain import dry_run
@@ -20,7 +20,7 @@ from pretrain.model.plan_memory import memory_parts
 from pretrain.model.plan_sizes import sizes_of
 from pretrain.recipe import ParallelConfig
 
-SECTIONS: dict[Work, str] = {"train": "pretrain", "lora": "finetune", "align": "align"}
+SECTIONS: dict[RecipeWork, str] = {"train": "pretrain", "lora": "finetune", "align": "align"}
 # a field of ParallelConfig, and what says something else than every section of nava_6b
 OTHERS: dict[str, Any] = {
     "replicas": 2,
@@ -52,7 +52,7 @@ def test_every_field_of_parallel_config_is_tried_here() -> None:
 
 @pytest.mark.parametrize("work", SECTIONS)
 @pytest.mark.parametrize("field", OTHERS)
-def test_a_set_field_of_parallel_changes_the_setup(work: Work, field: str) -> None:
+def test_a_set_field_of_parallel_changes_the_setup(work: RecipeWork, field: str) -> None:
     section, recipe = SECTIONS[work], nava_6b()
     here = getattr(getattr(recipe, section).parallel, field)
     other = (not here) if OTHERS[field] is None else OTHERS[field]
@@ -70,7 +70,7 @@ def test_a_set_field_of_parallel_changes_the_setup(work: Work, field: str) -> No
 
 
 # option, its value, and the setting that says the same
-SAME: list[tuple[Work, str, Any, tuple[str, ...]]] = [
+SAME: list[tuple[RecipeWork, str, Any, tuple[str, ...]]] = [
     *(
         (work, option, value, (f"{SETTINGS[option][work]}={value}",))
         for work in SECTIONS
@@ -91,7 +91,7 @@ SAME: list[tuple[Work, str, Any, tuple[str, ...]]] = [
 
 @pytest.mark.parametrize(("work", "option", "value", "settings"), SAME)
 def test_an_option_is_the_setting_that_it_stands_for(
-    work: Work, option: str, value: Any, settings: tuple[str, ...]
+    work: RecipeWork, option: str, value: Any, settings: tuple[str, ...]
 ) -> None:
     given = PlanOptions(gpus=8, **{option: value})
     by_option, by_setting = (
@@ -167,7 +167,7 @@ def test_a_step_of_one_micro_batch_holds_no_gradients_of_another() -> None:
         (["--align", "--work", "generate"], "not --work generate"),
         (["--align", "--dry-run"], "--dry-run: of a training"),
         (["--align", "--clips", "5"], "--clips"),
-        (["--work", "lora", "--dry-run"], "not of --work lora"),
+        (["--work", "lora", "--dry-run"], "not of --work lora; leave one out"),
         (["--work", "lora", "--gpus", "128"], "global_batch_size 8 does not split over 128"),
         (["--gpus", "24"], "global_batch_size 512 does not split over 24"),
         (["--set", "pretrain.parallel.replicas=3"], "3 replicas x 1 context"),

@@ -21,14 +21,14 @@ from finetune.plan_round import round_memory, round_work
 from finetune.recipe import AlignConfig
 from pretrain.model.args import ModelArgs
 from pretrain.model.flops import ClipShape
-from pretrain.model.plan_beside import Beside, Moments, moments_beside
+from pretrain.model.plan_beside import Beside, PartsByMoment, moments_beside
 from pretrain.model.plan_memory import STATES, memory_parts
 from pretrain.model.plan_setup import Setup
 from pretrain.progress import track
 from rewards.catalog import CATALOG
 from rewards.recipes.base import ParkedOptions
 
-Networks = Mapping[str, NetworkCost]
+NetworkCosts = Mapping[str, NetworkCost]
 DECODERS, TEXT = ("video", "audio"), "text"
 DECODE = "decode"
 TEXT_WIDTH = 4096  # of umT5's states: a model that takes another width has another codec
@@ -57,15 +57,17 @@ def networks_of(args: ModelArgs, media: ClipMedia, rewards: Sequence[str] = ()) 
     return {name: cost for name, job in counted if (cost := job())}
 
 
-def decoders_of(networks: Networks) -> dict[str, NetworkCost]:
+def decoders_of(networks: NetworkCosts) -> dict[str, NetworkCost]:
     return {name: cost for name, cost in networks.items() if name in DECODERS}
 
 
-def rewards_of(networks: Networks) -> dict[str, NetworkCost]:
+def rewards_of(networks: NetworkCosts) -> dict[str, NetworkCost]:
     return {name: cost for name, cost in networks.items() if name not in (*DECODERS, TEXT)}
 
 
-def generation_moments(args: ModelArgs, clip: ClipShape, setup: Setup, networks: Networks) -> Moments:
+def generation_moments(
+    args: ModelArgs, clip: ClipShape, setup: Setup, networks: NetworkCosts
+) -> PartsByMoment:
     """Bytes per GPU by part, in a step of the sampler, while texts are encoded and while clips are decoded.
 
     Texts and sounds of a batch go through their networks together, pictures clip by clip.
@@ -81,10 +83,10 @@ def round_moments(
     args: ModelArgs,
     objective: Objective[Any],
     gpus: int,
-    networks: Networks,
+    networks: NetworkCosts,
     parked: bool = False,
     parked_rewards: bool = False,
-) -> Moments:
+) -> PartsByMoment:
     """Bytes per GPU by part while a round rolls out, encodes texts, decodes, scores and updates.
 
     Keys: `rollout`, `update`, `text`, `video`, `audio` and the rewards' names. parked: the codec's networks
@@ -103,7 +105,7 @@ def round_moments(
     return moments_beside(steps, waiting, beside)
 
 
-def _codec(codec: Networks, parked: bool, together: int, texts: int = 0) -> dict[str, Beside]:
+def _codec(codec: NetworkCosts, parked: bool, together: int, texts: int = 0) -> dict[str, Beside]:
     """together: clips that are decoded at once; texts: that are encoded at once, 0 = one of each clip."""
     at_once = {"video": 1, "audio": together, TEXT: min(TEXTS_TOGETHER, texts or together)}
     return {

@@ -11,7 +11,7 @@ from experiments.alignment.beside import (
     DECODERS,
     SCORED_TOGETHER,
     TEXT,
-    Networks,
+    NetworkCosts,
     decoders_of,
     has_published_codec,
     networks_of,
@@ -26,7 +26,7 @@ from pretrain.config import nearest
 from pretrain.model.args import ModelArgs
 from pretrain.model.context_parallel import check_degree
 from pretrain.model.plan import GIB, LIMITS_GB, step_seconds
-from pretrain.model.plan_beside import Moments
+from pretrain.model.plan_beside import PartsByMoment
 
 HOUR_S = 3600
 FP32_SHARE = 67 / 989  # of an H100's or H200's dense bf16 peak, by its data sheet
@@ -48,8 +48,9 @@ def plan_alignment(
     """A plan of every objective of the sequence on `gpus` ranks of torchrun, as JSON types.
 
     seconds_per_clip: measured ones of `decode` or a reward on one GPU, in place of those that follow from
-    FLOPs. price: of one GPU for an hour. parked, parked_rewards: as of `beside.round_moments`. Raises ValueError for prompts that do not divide over the ranks,
-    sizes that do not split into tokens, numbers out of range and names that are not there.
+    FLOPs. price: of one GPU for an hour. parked, parked_rewards: as of `beside.round_moments`. Raises
+    ValueError for prompts that do not divide over the ranks, sizes that do not split into tokens, numbers out
+    of range and names that are not there.
     """
     measured = dict(seconds_per_clip or {})
     names = [*config.rubric.weights(), *config.rubric.watched]
@@ -63,10 +64,7 @@ def plan_alignment(
     networks = networks_of(args, media, list(config.rubric.weights()))
     rewards = rewards_of(networks)
     objectives = {objective.name: objective for objective in config.objectives()}
-    memory = {
-        name: round_moments(config, args, objective, gpus, networks, parked, parked_rewards)
-        for name, objective in objectives.items()
-    }
+    beside = (networks, parked, parked_rewards)
     return {
         "gpus": gpus,
         "clip": {
@@ -77,14 +75,13 @@ def plan_alignment(
             "tokens": clip.video + clip.audio,
         },
         "phases": {
-            name: {**_phase(config, args, objective, networks, rates, price), **_memory(memory[name])}
+            name: {
+                **_phase(config, args, objective, networks, rates, price),
+                **_memory(round_moments(config, args, objective, gpus, *beside)),
+            }
             for name, objective in objectives.items()
         },
-        "not_counted": [
-            name
-            for name in names
-            if name not in {**rewards, **measured} and name not in config.rubric.watched
-        ],
+        "not_counted": [name for name in config.rubric.weights() if name not in {**rewards, **measured}],
         "networks_gib": {name: round(cost.weights / GIB, 3) for name, cost in networks.items()},
         "parked": parked,
         "parked_rewards": parked_rewards,
@@ -116,7 +113,7 @@ def _phase(
     config: AlignConfig,
     args: ModelArgs,
     objective: Objective[Any],
-    networks: Networks,
+    networks: NetworkCosts,
     rates: _Rates,
     price: float,
 ) -> dict[str, Any]:
@@ -163,7 +160,7 @@ def _phase(
     }
 
 
-def _memory(moments: Moments) -> dict[str, Any]:
+def _memory(moments: PartsByMoment) -> dict[str, Any]:
     """GiB per GPU at the peak of each part of a round, and on which sizes of GPU all of them fit."""
     sizes = {name: sum(parts.values()) for name, parts in moments.items()}
     peaks = {

@@ -11,7 +11,7 @@ import tyro
 from experiments.commands.options import JsonFlag, SetOptions, recipe_for
 
 if TYPE_CHECKING:
-    from experiments.commands.plan_setups import PlanOptions, Work
+    from experiments.commands.plan_setups import PlanOptions, RecipeWork
     from experiments.recipes.base import Recipe
 
 Size = Annotated[int | None, tyro.conf.arg(help="of a clip; default: as the recipe generates")]
@@ -134,26 +134,14 @@ def plan(
 
     recipe, sizes = _recipe(name, settings), {"frames": frames, "height": height, "width": width, "fps": fps}
     speed = {"mfu": mfu, "peak_tflops": peak_tflops}
-    asked: Work = "align" if align else work or "train"
-    options = PlanOptions(
-        gpus=gpus,
-        context=context,
-        replicas=replicas,
-        checkpointing=checkpointing,
-        local_batch=local_batch,
-        base=base,
-        rank=rank,
-        moments=moments,
-        parked=parked,
-    )
+    asked: RecipeWork = "align" if align else work or "train"
+    spread: dict[str, Any] = {"context": context, "replicas": replicas, "checkpointing": checkpointing}
+    held: dict[str, Any] = {"base": base, "rank": rank, "moments": moments, "parked": parked}
+    options = PlanOptions(gpus=gpus, local_batch=local_batch, **spread, **held)
     check_options(options, asked)
     check_round(seconds_per_clip, align, work, dry_run, clips or encode_pixels_per_s)
     if align:
         return plan_round(recipe, options, sizes, seconds_per_clip, speed, price, as_json)
-    if dry_run and asked != "train":
-        raise ValueError(
-            f"--dry-run takes a step of a training, not of --work {asked}; leave one of them out"
-        )
     clip = _clip_of(recipe, **sizes)
     found = _memory(recipe, name, asked, options, clip, speed)
     found |= _times(recipe, clip, gpus, **speed)
@@ -167,7 +155,7 @@ def plan(
 def _memory(
     recipe: Recipe | None,
     name: str,
-    work: Work,
+    work: RecipeWork,
     options: PlanOptions,
     clip: dict[str, Any],
     speed: dict[str, float],

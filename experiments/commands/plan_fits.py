@@ -7,10 +7,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from experiments.alignment.beside import Networks, generation_moments, networks_of, round_moments
+from experiments.alignment.beside import NetworkCosts, generation_moments, networks_of, round_moments
 from experiments.alignment.networks import ClipMedia
-from experiments.commands.plan_setups import PlanOptions, Work, align_config, micro_batch_of, setup_of
-from experiments.commands.plan_setups import with_micro_batch as of_micro_batch
+from experiments.commands.plan_setups import (
+    PlanOptions,
+    RecipeWork,
+    align_config,
+    micro_batch_of,
+    setup_of,
+    with_micro_batch,
+)
 from pretrain.model.args import ModelArgs
 from pretrain.model.context_parallel import check_degree, check_split
 from pretrain.model.flops import ClipShape
@@ -27,7 +33,7 @@ Way = Mapping[str, Any]  # options by name, and `parked_rewards`
 MODES = ("none", "selective", "full")
 BASES = ("bf16", "int8", "nf4")
 CONTEXTS = (2, 4, 8)
-WORKS: tuple[Work, ...] = ("train", "lora", "align", "generate")
+WORKS: tuple[RecipeWork, ...] = ("train", "lora", "align", "generate")
 PARKED_REWARDS = "--set reward_files.parked=true"
 
 
@@ -49,7 +55,7 @@ class SharedMemory:
         return memory_parts(args, clip, setup)
 
     @cached_property
-    def networks(self) -> Networks:
+    def networks(self) -> NetworkCosts:
         rewards = list(self.recipe.alignment.rubric.weights()) if self.recipe else []
         return networks_of(self.args, self.media, rewards)
 
@@ -67,7 +73,7 @@ class SharedMemory:
         )
         config = replace(config, lora=lora, parallel=parallel)
         if setup.local_batch != micro_batch_of(config):
-            config = of_micro_batch(config, setup.local_batch)
+            config = with_micro_batch(config, setup.local_batch)
         parked = setup.parked, setup.parked_rewards
         return {
             f"{objective.name} {name}": parts
@@ -126,7 +132,7 @@ def flags_of(way: Way) -> str:
 
 
 def _setups(
-    recipe: Recipe | None, work: Work, options: PlanOptions, args: ModelArgs, media: ClipMedia
+    recipe: Recipe | None, work: RecipeWork, options: PlanOptions, args: ModelArgs, media: ClipMedia
 ) -> Iterator[tuple[Way, Setup]]:
     """Each way and its setup, lightest first."""
     rewards = recipe is not None and work == "align"
@@ -142,7 +148,7 @@ def _setups(
         yield way, setup
 
 
-def _ways(recipe: Recipe | None, work: Work, options: PlanOptions) -> Iterator[Way]:
+def _ways(recipe: Recipe | None, work: RecipeWork, options: PlanOptions) -> Iterator[Way]:
     full = work == "train" or (work == "lora" and recipe is not None and recipe.finetune.full)
     for spread in _spreads(recipe, work, options):
         if full:
@@ -166,7 +172,7 @@ def _parked(rewards: bool) -> tuple[Way, ...]:
     return ({}, {"parked": True}, *([{"parked": True, "parked_rewards": True}] if rewards else []))
 
 
-def _spreads(recipe: Recipe | None, work: Work, options: PlanOptions) -> Iterator[Way]:
+def _spreads(recipe: Recipe | None, work: RecipeWork, options: PlanOptions) -> Iterator[Way]:
     """As it is spread, then one clip at once, without replicas, and shared by more GPUs."""
     yield {}
     try:

@@ -19,9 +19,12 @@ def check_round(measured: tuple[str, ...], align: bool, work: str | None, dry_ru
         raise ValueError("--seconds-per-clip belongs to --align; give that too, or leave it out")
     if align and work not in (None, "align"):
         raise ValueError(f"--align plans a round of an alignment, not --work {work}; leave one of them out")
-    if align and (dry_run or data):
-        flag = "--dry-run" if dry_run else "--clips and --encode-pixels-per-s"
-        raise ValueError(f"{flag}: of a training, not of a round of --align; leave one of them out")
+    if dry_run and (align or work not in (None, "train")):
+        raise ValueError(
+            f"--dry-run: of a training, not of {'--align' if align else f'--work {work}'}; leave one out"
+        )
+    if align and data:
+        raise ValueError("--clips and --encode-pixels-per-s: of a training, not of --align; leave them out")
 
 
 def plan_round(

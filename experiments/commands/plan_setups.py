@@ -19,16 +19,16 @@ from pretrain.recipe import ParallelConfig, PretrainConfig
 if TYPE_CHECKING:
     from experiments.recipes.base import Recipe
 
-Work = Literal["train", "lora", "align", "generate"]
+RecipeWork = Literal["train", "lora", "align", "generate"]
 # options that say something about each work
-BELONGS: dict[Work, tuple[str, ...]] = {
+BELONGS: dict[RecipeWork, tuple[str, ...]] = {
     "train": ("context", "replicas", "checkpointing", "local_batch", "moments"),
     "lora": ("context", "replicas", "checkpointing", "local_batch", "base", "rank", "moments"),
     "align": ("context", "replicas", "checkpointing", "local_batch", "base", "rank", "parked"),
     "generate": ("context", "local_batch", "base", "parked"),
 }
 # option -> the setting that it stands for, by work
-SETTINGS: dict[str, dict[Work, str]] = {
+SETTINGS: dict[str, dict[RecipeWork, str]] = {
     "context": {
         "train": "pretrain.parallel.context",
         "lora": "finetune.parallel.context",
@@ -83,7 +83,7 @@ class PlanOptions:
         """Options that say something other than the recipe, by name."""
         return {name: value for name in SETTINGS if (value := getattr(self, name)) not in (None, False)}
 
-    def of(self, work: Work) -> PlanOptions:
+    def of(self, work: RecipeWork) -> PlanOptions:
         """Those that belong to a work."""
         left = {name: False if name == "parked" else None for name in self.given().keys() - {*BELONGS[work]}}
         return replace(self, **left)
@@ -95,7 +95,7 @@ class PlanOptions:
         return replace(config, **{name: value for name, value in changes.items() if value is not None})
 
 
-def check_options(options: PlanOptions, work: Work) -> None:
+def check_options(options: PlanOptions, work: RecipeWork) -> None:
     """Raises ValueError for an option that says nothing about this work."""
     for name in options.given():
         if name not in BELONGS[work]:
@@ -106,7 +106,7 @@ def check_options(options: PlanOptions, work: Work) -> None:
             )
 
 
-def setup_of(recipe: Recipe | None, work: Work, options: PlanOptions) -> Setup:
+def setup_of(recipe: Recipe | None, work: RecipeWork, options: PlanOptions) -> Setup:
     """What a work is planned with: the recipe's section for it, and those of `options` that belong to it.
 
     recipe: None = of a flavor: one clip, full recomputation. Raises ValueError where the recipe's batch does

@@ -21,12 +21,12 @@ class Beside:
     parked: bool = False
 
 
-Moments = dict[str, dict[str, float]]  # what is done -> bytes by part meanwhile
+PartsByMoment = dict[str, dict[str, float]]  # what is done -> bytes by part meanwhile
 
 
 def moments_beside(
     steps: Mapping[str, Mapping[str, float]], waiting: Mapping[str, float], networks: Mapping[str, Beside]
-) -> Moments:
+) -> PartsByMoment:
     """Memory in the steps of a model and while each of `networks` works, by part; they work one at a time.
 
     steps: parts of the model's memory in each of its steps, as of `memory_parts`; waiting: what it holds
