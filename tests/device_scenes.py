@@ -192,7 +192,7 @@ def validation() -> Crossings:
 
     with pretend_gpu() as gpu:
         sums = validation_sums(
-            gpu.put(debug_model()), [clean_batch(), clean_batch(seed=5)], ObjectiveConfig()
+            gpu.put(debug_model()), [(clean_batch(), True), (clean_batch(seed=5), False)], ObjectiveConfig()
         )
         assert all(value.device == GPU for value in sums.values())
         return gpu.places()

@@ -19,6 +19,7 @@ from experiments.studies.claims.tabulate import higher_is_better, tabulate
 from experiments.studies.claims.trainings import Trainings
 from experiments.studies.claims.units import ClaimUnits
 from experiments.studies.page import render
+from pretrain.config import to_json
 from pretrain.flow.guidance import NO_GUIDANCE
 from pretrain.generation.config import GenerateConfig
 from pretrain.recipe import PretrainConfig
@@ -53,7 +54,7 @@ def write(units: ClaimUnits, claim: Claim, gain: float, samplings: set[str], see
 
 
 def page_of(table, units: ClaimUnits) -> str:
-    study = {"study": "claims", "config": {}, "inputs": {"model": "0123"}}
+    study = {"study": "claims", "config": to_json(CONFIG), "inputs": {"model": "0123"}}
     found = _found(table, units, metrics_of(load_recipe("mini").score))
     return render(json.loads(json.dumps({**study, **found}, allow_nan=False)))
 
@@ -61,7 +62,7 @@ def page_of(table, units: ClaimUnits) -> str:
 def test_every_row_names_a_measure_that_has_a_direction_and_a_section():
     assert len(CLAIMS) >= 15 and {f"guidance_{name}" for name in DIRECTIONS} <= set(CLAIMS)
     for name, claim in CLAIMS.items():
-        assert "nava.md" in claim.where, name
+        assert "arXiv" in claim.where, name
         assert claim.measure in METRICS or claim.measure.startswith("validation/"), name
         assert isinstance(higher_is_better(claim.measure), bool)
         assert claim.cells[:2] == [claim.contrasts[0].theirs, claim.contrasts[0].ours]

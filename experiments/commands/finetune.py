@@ -88,14 +88,14 @@ def finetune(
     (merged), samples/step-N (the same prompts every finetune.clips_every steps) and metrics.jsonl.
     Clips that are not encoded yet are encoded into TO-sets first, and kept. Sound that is missing, muted or
     too short in more than finetune.sound.max_bad of the clips whose text has speech is refused.
+    finetune.base_share of the steps (0.5) are on the model's own data, to keep its answers there.
+    An interrupted run goes on from its last checkpoint. Several machines run the same command with --nnodes
+    and --rdzv, and see the same --to and --out; the first one checks and encodes.
 
-    finetune.base_share of the steps (0.5) are on the model's own data, to keep its answers there:
       nava finetune mini --clips my_clips --to my/voice
       nava finetune mini --clips rows.jsonl --set finetune.base_share=0 --set finetune.lora.rank=16
       nava finetune mini --clips rows.jsonl --model models:/nava-mini@aligned --full --set finetune.lr=1e-4
       nava generate prompts.jsonl --adapter my/voice/adapter
-    An interrupted run goes on from its last checkpoint. Several machines run the same command with --nnodes
-    and --rdzv, and see the same --to and --out; the first one checks and encodes.
     """
     from experiments.continuing import Wish
     from experiments.job import StageJob

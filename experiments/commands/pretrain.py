@@ -71,7 +71,7 @@ def pretrain(
 
     An interrupted stage goes on from its last checkpoint, also with other logging, checkpointing, memory and
     parallelism settings, and with other code, which is said. A finished one is kept, or goes on where only
-    more steps are asked for: nava pretrain mini --stage stage1 --set pretrain.stages.stage1.steps=900. A
+    more steps are asked for: nava pretrain mini --stage stage1 --set pretrain.stages.stage1.steps=1200. A
     setting, an input or a parent that changes numbers is refused by name; see --resume-anyway and
     --move-aside.
     """

@@ -68,7 +68,7 @@ def print_estimate() -> dict[str, float]:
     rates = f"{speed['bfloat16']:.0f} GFLOP/s in bf16, {speed['float32']:.0f} in fp32"
     print(f"{processor_name()}, {torch.get_num_threads()} threads: peak matmul throughput {rates}")
     if speed["bfloat16"] >= ENOUGH_GFLOPS:
-        print(f"expect at most {EXPECTED_MINUTES} minutes and 6 GiB of memory")
+        print(f"expect about {EXPECTED_MINUTES} minutes and at most 6 GiB of memory")
     else:
         factor = ENOUGH_GFLOPS / max(speed["bfloat16"], 1.0)
         print(

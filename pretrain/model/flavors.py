@@ -66,6 +66,8 @@ FLAVORS |= {
 FLAVORS |= {
     "mini_plain_rope": replace(_MINI, rate_aware_rope=False),
     "mini_timbre_replaces": replace(_MINI, timbre_keeps_text=False),
+    # as many parameters as the dual tower; a token meets those of three blocks in place of mini's four
+    "mini_split": replace(_MINI, num_alignment_blocks=2, num_fusion_blocks=1, split_ffn_and_norms=True),
 }
 _PUBLISHED = ("nava_6b", "nava_7b_split", "debug")
 FLAVORS |= {

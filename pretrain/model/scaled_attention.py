@@ -17,7 +17,8 @@ CPU_BF16_SOFTMAX_KEYS = 128
 
 def scaled_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """q [B, heads, N, d] to k, v [B, heads, S, d]; mask [B, 1, N or 1, S] bool, True = may attend."""
-    if q.device.type != "cpu" or not _matmuls_are_faster(q, k):
+    # inductor fails on the strides of matmuls' scores where lengths are symbols
+    if q.device.type != "cpu" or torch.compiler.is_compiling() or not _matmuls_are_faster(q, k):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     keys = k.flatten(0, 1).transpose(1, 2)
     scores = torch.baddbmm(

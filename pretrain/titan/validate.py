@@ -4,7 +4,7 @@ task."""
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -31,7 +31,7 @@ _CLIPS_PER_BATCH = 8  # over all ranks
 
 
 class Validator:
-    """This rank's (or context group's) validation clips; idle without a set or clips for every rank."""
+    """This rank's (or context group's) validation clips; idle without a set of them."""
 
     def __init__(self, run: StageRun, rank: int, world_size: int, device: torch.device) -> None:
         context = run.config.parallel.context
@@ -76,21 +76,30 @@ class Validator:
         totals /= self.run.config.parallel.context
         return losses_by_task(dict(zip(names, totals.cpu(), strict=True)))
 
-    def _batches(self, task: Task) -> Iterator[AVBatch]:
-        """This rank's part of whole batches of one size, each once per sigma."""
+    def _batches(self, task: Task) -> Iterator[tuple[AVBatch, bool]]:
+        """This rank's part of batches of one size, each once per sigma, and whether it counts."""
         if self.clips is None:
             return
-        size = max(_CLIPS_PER_BATCH // self.world_size, 1)
-        whole = size * self.world_size
         left = self.run.config.validation_samples
         for key in sorted(self.clips.buckets):
             members = list(islice(self.clips.buckets[key], left))
-            for start in range(0, len(members) - whole + 1, whole):
-                rows = members[start + self.rank * size : start + (self.rank + 1) * size]
+            for rows, counts in parts_of_rank(members, self.rank, self.world_size):
                 batch = collate([self.clips.samples[index] for index in rows], [0] * len(rows), task)
                 av_batch = to_av_batch(batch)
-                yield from (av_batch for _ in SIGMA_BUCKETS)
+                yield from ((av_batch, counts) for _ in SIGMA_BUCKETS)
             left -= len(members)
+
+
+def parts_of_rank(members: Sequence[int], rank: int, world_size: int) -> Iterator[tuple[Sequence[int], bool]]:
+    """This rank's part of each batch over all ranks, and whether it counts.
+
+    Every rank has as many parts, since collectives need them all: one without a clip of its own takes the
+    batch's first, which does not count. Over the ranks each member counts once.
+    """
+    size = max(_CLIPS_PER_BATCH // world_size, 1)
+    for start in range(0, len(members), size * world_size):
+        own = members[start + rank * size : start + (rank + 1) * size]
+        yield (own, True) if own else (members[start : start + 1], False)
 
 
 SIGMA_BUCKETS = (0.1, 0.3, 0.5, 0.7, 0.9)  # centres; a bucket is its centre +- 0.1
@@ -98,9 +107,9 @@ VALIDATION_SEED = 20_260_530
 
 
 def validation_sums(
-    model: AVTransformer, batches: Iterable[AVBatch], objective: ObjectiveConfig
+    model: AVTransformer, batches: Iterable[tuple[AVBatch, bool]], objective: ObjectiveConfig
 ) -> dict[str, Tensor]:
-    """Unweighted squared errors and counts, fp64, on the model's device.
+    """Unweighted squared errors and counts of the batches that count, fp64, on the model's device.
 
     Keyed `video/0.1/sum`, `video/0.1/count`, ...
     Every sample is seen once, at the bucket its position gives; nothing is dropped.
@@ -109,7 +118,7 @@ def validation_sums(
     device = next(model.parameters()).device
     sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=device))
     with torch.no_grad():
-        for position, batch in enumerate(batches):
+        for position, (batch, counts) in enumerate(batches):
             centre = SIGMA_BUCKETS[position % len(SIGMA_BUCKETS)]
             sigmas = torch.full((len(batch.sample_ids),), centre, device=batch.sample_ids.device)
             corrupted = corrupt(batch, config, VALIDATION_SEED, sigmas).to(device)
@@ -118,8 +127,8 @@ def validation_sums(
                 ("video", result.video, result.video_count),
                 ("audio", result.audio, result.audio_count),
             ):
-                sums[f"{name}/{centre}/sum"] += total.double()
-                sums[f"{name}/{centre}/count"] += count
+                sums[f"{name}/{centre}/sum"] += total.double() * counts
+                sums[f"{name}/{centre}/count"] += count * counts
     return dict(sums)
 
 

@@ -12,7 +12,7 @@ class ClaimsConfig:
     seeds: int = 3  # of each training
     noise_seeds: int = 3  # of rows that only sample from one trained model
     steps_factor: float = 1.0  # of the recipe's steps and warm-up, every stage
-    # of the recipe's batch, learning rates by its square root: half as dear, and nearly as well trained
+    # of the recipe's batch, learning rates by its square root: half as dear, less well trained (tuning.md)
     batch_factor: float = 0.5
     num_prompts: int = 48  # the first of a row's prompts
     # of each direction of guidance by itself, beside 0 and the release's own (2 and 3), which decides

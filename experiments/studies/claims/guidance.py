@@ -45,7 +45,7 @@ def _row(name: str, direction: Direction, scales: Sequence[float]) -> Claim:
     where = " and ".join(field.removeprefix(f"{name}_") for field in direction.fields)
     return Claim(
         says=f"Guidance by {'alignment' if name == 'align' else name} moves {direction.moves}",
-        where="condition-factorised guidance (nava.md, section 4)",
+        where="condition-factorised guidance (arXiv 2605.30073)",
         asked=f"one trained model, this direction alone ({where}) at {direction.decides:g} against no "
         "guidance, the same prompts and noise",
         measure=direction.measure,

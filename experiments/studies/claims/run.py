@@ -23,7 +23,7 @@ from experiments.studies.claims.units import ClaimUnit, ClaimUnits
 from experiments.studies.harness import Study, require
 from experiments.studies.scores import Scoring, added_metrics, voices_of
 from experiments.studies.workers import core_shares, run_all
-from pretrain.config import nearest
+from pretrain.config import nearest, to_json
 from pretrain.files import read_json
 from pretrain.generation.config import GenerateConfig
 from pretrain.launch.stage_run import model_config
@@ -143,6 +143,7 @@ def _found(table: Mapping[str, Any], units: ClaimUnits, metrics: Mapping[str, Me
             if name.startswith("validation/") or metric(name).has_direction
         },
         "core_hours": round(total, 3),
+        "levels": to_json(units.trainings.recipe.objective.levels),
     }
 
 

@@ -73,8 +73,8 @@ class Trainings:
         return min(losses, key=lambda factor: losses[factor])
 
     def folder(self, seed: int, training: PretrainConfig) -> Path:
-        """Depends on all that changes the training, and on nothing else: none resumes from foreign weights, and
-        arms that come to the same training share it."""
+        """Depends on all that changes the training, and on nothing else: none resumes from foreign weights,
+        and arms that come to the same training share it."""
         return self.runs / f"{training.flavor}-seed{seed}-{mark_of(to_json(training), self.data)}"
 
     def _at_budget(self, arm: ClaimArm) -> PretrainConfig:
