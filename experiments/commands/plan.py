@@ -125,8 +125,8 @@ def plan(
     blocks are recomputed. Nothing is allocated. --clips N --price P adds what N clips and the training cost:
       nava plan nava_6b --gpus 128 --clips 1000000 --price 2.5 --encode-pixels-per-s 4e7
     --align plans a round of the recipe's alignment: nava plan nava_6b --align --gpus 64 --price 2.5
-    With --dry-run the model is also built, cut into the shards of one rank among --gpus, and taken through
-    one step of a tiny clip with simulated collectives.
+    --dry-run also builds the model, cuts it into the shards of one rank among --gpus, and takes one step of a
+    tiny clip with simulated collectives.
     """
     from experiments.commands.plan_round import check_round, plan_round
     from experiments.commands.plan_setups import PlanOptions, check_options
@@ -136,15 +136,14 @@ def plan(
     speed = {"mfu": mfu, "peak_tflops": peak_tflops}
     asked: RecipeWork = "align" if align else work or "train"
     spread: dict[str, Any] = {"context": context, "replicas": replicas, "checkpointing": checkpointing}
-    held: dict[str, Any] = {"base": base, "rank": rank, "moments": moments, "parked": parked}
-    options = PlanOptions(gpus=gpus, local_batch=local_batch, **spread, **held)
+    held: dict[str, Any] = {"base": base, "rank": rank, "moments": moments, "local_batch": local_batch}
+    options = PlanOptions(gpus=gpus, parked=parked, **spread, **held)
     check_options(options, asked)
     check_round(seconds_per_clip, align, work, dry_run, clips or encode_pixels_per_s)
     if align:
         return plan_round(recipe, options, sizes, seconds_per_clip, speed, price, as_json)
     clip = _clip_of(recipe, **sizes)
-    found = _memory(recipe, name, asked, options, clip, speed)
-    found |= _times(recipe, clip, gpus, **speed)
+    found = _memory(recipe, name, asked, options, clip, speed) | _times(recipe, clip, gpus, **speed)
     rates = {"clips": clips, "price": price, "encode_pixels_per_s": encode_pixels_per_s}
     found |= _costs(recipe, clip, gpus, found, rates)
     if dry_run:
