@@ -18,7 +18,7 @@ from pretrain.model.flavors import flavor
 from pretrain.model.plan import clip_shape
 from pretrain.model.plan_memory import memory_parts
 from pretrain.model.plan_sizes import sizes_of
-from pretrain.recipe import ParallelConfig
+from pretrain.recipe import OptimizerConfig, ParallelConfig
 
 SECTIONS: dict[RecipeWork, str] = {"train": "pretrain", "lora": "finetune", "align": "align"}
 # a field of ParallelConfig, and what says something else than every section of nava_6b
@@ -100,6 +100,15 @@ def test_an_option_is_the_setting_that_it_stands_for(
     )
     assert by_option == by_setting
     assert by_option != setup_of(nava_6b(), work, PlanOptions()) or (work, option) == ("lora", "local_batch")
+
+
+@pytest.mark.parametrize(("work", "section"), [("train", "pretrain"), ("lora", "finetune")])
+def test_moments_are_those_of_the_section(work: RecipeWork, section: str) -> None:
+    if "moments" not in {item.name for item in fields(OptimizerConfig)}:
+        pytest.skip("no optimizer.moments yet")
+    changed = nava_6b(f"{section}.optimizer.moments=8bit")
+    assert setup_of(changed, work, PlanOptions()) == setup_of(nava_6b(), work, PlanOptions(moments="8bit"))
+    assert setup_of(changed, work, PlanOptions(moments="fp32")) == setup_of(nava_6b(), work, PlanOptions())
 
 
 def test_an_option_is_before_the_setting() -> None:
@@ -187,7 +196,8 @@ def test_what_nothing_depends_on_and_what_cannot_run_is_refused(
 def test_a_flavor_is_one_clip_recomputed(capsys: pytest.CaptureFixture[str]) -> None:
     found = planned(capsys, "debug", "--gpus", "6")["setup"]
     assert (found["local_batch"], found["checkpointing"], found["micro_batches"]) == (1, "full", 2)
-    assert planned(capsys, "debug", "--gpus", "6", "--local-batch", "5")["setup"]["local_batch"] == 5
+    other = planned(capsys, "debug_unified", "--gpus", "6", "--local-batch", "5")  # without FLOPs of adapters
+    assert other["setup"]["local_batch"] == 5 and set(other["fits"]) == {*SECTIONS, "generate"}
 
 
 def test_moments_in_host_memory_are_no_setting(capsys: pytest.CaptureFixture[str]) -> None:

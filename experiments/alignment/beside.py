@@ -17,7 +17,7 @@ from experiments.alignment.networks import (
     video_decode_cost,
 )
 from finetune.objectives.base import Objective
-from finetune.plan_round import round_memory, round_work
+from finetune.plan_round import round_memory
 from finetune.recipe import AlignConfig
 from pretrain.model.args import ModelArgs
 from pretrain.model.flops import ClipShape
@@ -93,9 +93,10 @@ def round_moments(
     are on the GPU only while they work; parked_rewards: the rewards', but for those that cannot be parked.
     """
     steps = round_memory(config, args, objective, gpus)
-    rolling, work = steps["rollout"], round_work(config, args, objective)
+    rolling, plan = steps["rollout"], objective.rollout()
+    clips = plan.prompts * plan.clips_per_prompt if plan else 0
     waiting = {name: rolling[name] for name in (*STATES, "gathered_parameters") if name in rolling}
-    together = min(SCORED_TOGETHER, max(1, math.ceil(work.clips / gpus)))
+    together = min(SCORED_TOGETHER, max(1, math.ceil(clips / gpus)))
     texts = _texts(config, objective, gpus)
     codec = {name: cost for name, cost in networks.items() if name in (*DECODERS, TEXT)}
     beside = _codec(codec, parked, together, texts) | {

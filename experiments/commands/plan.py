@@ -125,8 +125,7 @@ def plan(
     blocks are recomputed. Nothing is allocated. --clips N --price P adds what N clips and the training cost:
       nava plan nava_6b --gpus 128 --clips 1000000 --price 2.5 --encode-pixels-per-s 4e7
     --align plans a round of the recipe's alignment: nava plan nava_6b --align --gpus 64 --price 2.5
-    --dry-run also builds the model, cuts it into the shards of one rank among --gpus, and takes one step of a
-    tiny clip with simulated collectives.
+    --dry-run also builds the shards of one rank among --gpus, simulates the others, and steps a tiny clip.
     """
     from experiments.commands.plan_round import check_round, plan_round
     from experiments.commands.plan_setups import PlanOptions, check_options
