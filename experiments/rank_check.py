@@ -2,7 +2,9 @@
 
 Run by each rank: `python -m experiments.rank_check OPTIONS.json` under torchrun, or the command itself
 under a torchrun of one's own. A rank that does not answer is named after `patience_s`, where a collective
-would wait for its timeout: first by the store that all ranks meet at, then by torch's monitored barrier.
+would wait for its timeout: first by the store that all ranks meet at, then by torch's monitored barrier in
+a gloo group (it has no other). The first all-reduce sets the connections up, NCCL's among them, and may take
+`setup_s`; those that are timed may take `patience_s` each size.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ class RankCheck:
     """What is asked. Raises ValueError outside of the ranges."""
 
     patience_s: float = 10.0  # a rank that has not answered for so long is broken
+    setup_s: float = 180.0  # the same for the first all-reduce, in which NCCL is set up
     sizes_mib: tuple[float, ...] = (0.0625, 1.0, 16.0, 64.0)  # of the tensor that is summed
     expect_gb_s: float = (
         0.0  # bus bandwidth of the largest size that is expected at least; 0 = none is stated
@@ -47,10 +50,11 @@ class RankCheck:
     to: str = ""  # file of rank 0's report
 
     def __post_init__(self) -> None:
-        if not self.patience_s > 0 or self.expect_gb_s < 0 or self.repeats < 1:
+        if not (self.patience_s > 0 and self.setup_s > 0) or self.expect_gb_s < 0 or self.repeats < 1:
             raise ValueError(
-                "doctor --distributed: patience and repeats must be positive and the expectation not "
-                f"negative, got {self.patience_s:g}, {self.repeats} and {self.expect_gb_s:g}"
+                "doctor --distributed: patience, setup and repeats must be positive and the expectation not "
+                f"negative, got {self.patience_s:g}, {self.setup_s:g}, {self.repeats} and "
+                f"{self.expect_gb_s:g}"
             )
         if not self.sizes_mib or min(self.sizes_mib) <= 0:
             raise ValueError(f"doctor --distributed: sizes must be above 0 MiB, got {self.sizes_mib}")
@@ -65,6 +69,7 @@ class RankReport:
     broken: list[int] = field(default_factory=list)
     at: str = ""
     hosts: list[str] = field(default_factory=list)
+    first_s: float = 0.0  # of the first all-reduce, with the set-up of its connections
     # per size: mib, seconds (median), gb_s (bytes per second), bus_gb_s (x 2 (n - 1) / n, as nccl-tests
     # has it)
     all_reduce: list[dict[str, float]] = field(default_factory=list)
@@ -85,6 +90,7 @@ class RankReport:
             return [f"broken: {who} of {self.ranks} did not answer {self.at}"]
         machines = len(set(self.hosts))
         found = [f"{self.ranks} ranks on {machines} machine{'s' * (machines > 1)} answer ({self.backend})"]
+        found.append(f"first all-reduce, which sets the connections up: {self.first_s:.2f} s")
         found += [
             f"all-reduce of {row['mib']:g} MiB: {1e3 * row['seconds']:.2f} ms, {row['gb_s']:.2f} GB/s, bus "
             f"{row['bus_gb_s']:.2f} GB/s"
@@ -121,18 +127,19 @@ def check_ranks(options: RankCheck, pause: Callable[[str], None] = lambda step: 
         watched = partial(_Watched, _met(False, patience), rank, world_size, options, report)
         pause("joining")
         device = _device()
-        report.backend = "gloo" if device.type == "cpu" else f"{device.type}:nccl,cpu:gloo"
+        report.backend = _backend(device)
         with watched("joining"):
-            dist.init_process_group(
-                report.backend, store=store, rank=rank, world_size=world_size, timeout=patience
-            )
+            together = _joined(report.backend, store, rank, world_size, options)
         pause("barrier")
-        _barrier(patience)
+        _barrier(together, patience)
+        pause("first")
+        with watched("the first all-reduce", options.setup_s):
+            report.first_s = _first(device)
         for mib in options.sizes_mib:
             pause(f"{mib:g} MiB")
             with watched(f"all-reduce of {mib:g} MiB"):
                 report.all_reduce.append(_measured(mib, world_size, device, options.repeats))
-        _barrier(patience)
+        _barrier(together, patience)
     except _Unanswered as found:
         report.broken, report.at = found.ranks, found.at
     return report
@@ -184,14 +191,39 @@ def _device() -> torch.device:
     return device
 
 
-def _barrier(patience: timedelta) -> None:
+def _backend(device: torch.device) -> str:
+    """As a training has it."""
+    return "gloo" if device.type == "cpu" else f"{device.type}:nccl,cpu:gloo"
+
+
+def _joined(
+    backend: str, store: dist.Store, rank: int, world_size: int, options: RankCheck
+) -> dist.ProcessGroup:
+    """The default group, whose own timeout is later than what `_Watched` waits; a gloo group for barriers."""
+    later = timedelta(seconds=2 * max(options.patience_s, options.setup_s))
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=later)
+    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=options.patience_s))
+    assert isinstance(group, dist.ProcessGroup)
+    return group
+
+
+def _barrier(group: dist.ProcessGroup, patience: timedelta) -> None:
     """torch's own, over gloo: rank 0 learns who does not come."""
     try:
-        dist.monitored_barrier(timeout=patience, wait_all_ranks=True)
+        dist.monitored_barrier(group, timeout=patience, wait_all_ranks=True)
     except RuntimeError as error:
         found = _MISSED.search(str(error))
         ranks = [int(part) for part in re.findall(r"\d+", found[1])] if found else []
         raise _Unanswered(ranks, f"a barrier ({one_line(error, 200)})") from None
+
+
+def _first(device: torch.device) -> float:
+    """Seconds of an all-reduce that meets no connection yet: NCCL is set up in it."""
+    begin = time.perf_counter()
+    dist.all_reduce(torch.zeros(1, device=device))
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
 
 
 def _measured(mib: float, world_size: int, device: torch.device, repeats: int) -> dict[str, float]:
@@ -211,36 +243,56 @@ def _measured(mib: float, world_size: int, device: torch.device, repeats: int) -
 
 
 class _Watched:
-    """A collective that does not end within the patience ends this process with the names of the ranks
-    that did not begin it; the store tells."""
+    """A collective that does not end within `limit_s` (0 = the patience) ends this process with the names of
+    the ranks that did not begin it within the patience; the store tells."""
 
     def __init__(
-        self, store: dist.Store, rank: int, world_size: int, options: RankCheck, report: RankReport, step: str
+        self,
+        store: dist.Store,
+        rank: int,
+        world_size: int,
+        options: RankCheck,
+        report: RankReport,
+        step: str,
+        limit_s: float = 0.0,
     ) -> None:
         # a connection of its own: the ranks' one may be waiting
         self.store, self.rank, self.world_size, self.step = store, rank, world_size, step
         self.options, self.report = options, report
-        self.timer = threading.Timer(options.patience_s, self._give_up)
-        self.timer.daemon = True
+        self.limit_s = max(limit_s, options.patience_s)
+        self.ended = threading.Event()
 
     def __enter__(self) -> None:
-        self.store.set(f"{self.step}/{self.rank}", "begun")
-        self.timer.start()
+        try:
+            self.store.set(f"{self.step}/{self.rank}", "begun")
+        except RuntimeError:
+            raise _Unanswered([0], f"in step {self.step!r}: it no longer keeps the ranks' store") from None
+        threading.Thread(target=self._wait, daemon=True).start()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
-        self.timer.cancel()
-        if error is not None and not isinstance(error, _Unanswered) and isinstance(error, RuntimeError):
-            raise _Unanswered(self._absent(), self._where()) from None
+        self.ended.set()
+        if isinstance(error, RuntimeError):
+            absent = self._absent()
+            raise _Unanswered(absent, f"{self._where(absent)} ({one_line(error, 200)})") from None
 
-    def _where(self) -> str:
-        return f"in step {self.step!r}" + ("" if self._absent() else ", which all ranks began and none ended")
+    def _wait(self) -> None:
+        if self.ended.wait(self.options.patience_s):
+            return
+        absent = self._absent()
+        if not absent and self.ended.wait(self.limit_s - self.options.patience_s):
+            return
+        self.report.broken, self.report.at = absent, self._where(absent)
+        finish(self.report, self.options, self.rank)
+
+    def _where(self, absent: list[int]) -> str:
+        return f"in step {self.step!r}" + ("" if absent else ", which all ranks began and none ended")
 
     def _absent(self) -> list[int]:
-        return [one for one in range(self.world_size) if not self.store.check([f"{self.step}/{one}"])]
-
-    def _give_up(self) -> None:
-        self.report.broken, self.report.at = self._absent(), self._where()
-        finish(self.report, self.options, self.rank)
+        """Ranks that did not begin the step; rank 0 where the store that it keeps is gone."""
+        try:
+            return [one for one in range(self.world_size) if not self.store.check([f"{self.step}/{one}"])]
+        except RuntimeError:
+            return [0]
 
 
 def finish(report: RankReport, options: RankCheck, rank: int) -> None:

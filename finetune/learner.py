@@ -24,6 +24,7 @@ from pretrain.model.checkpoint import ModelFolder, open_weights, read_model_fold
 from pretrain.model.flavors import build_model
 from pretrain.model.quantised import load_base
 from pretrain.model.shell import AVTransformer
+from pretrain.model.shortage import part
 from pretrain.titan.checkpoints import save_error
 from pretrain.titan.ema import local_shard
 from pretrain.titan.ranks import Ranks, shard
@@ -38,8 +39,8 @@ class Learner:
     def __init__(self, run: AlignRun, ranks: Ranks, codecs: Codecs | None = None) -> None:
         self.run, self.config, self.ranks = run, run.config, ranks
         self.described = read_model_folder(run.base)
-        self.policy = LoraPolicy(sharded_base(run, self.described, ranks), run.config.ema_decay)
-        self.trainer = Trainer(self.policy, ranks, run.config)
+        with part("the model and its adapters"):
+            self._build(run, ranks)
         self.objectives = run.config.objectives()
         for objective in dict.fromkeys(self.objectives):
             objective.prepare(run, codecs)
@@ -49,6 +50,10 @@ class Learner:
             if run.config.stop.patience
             else {}
         )
+
+    def _build(self, run: AlignRun, ranks: Ranks) -> None:
+        self.policy = LoraPolicy(sharded_base(run, self.described, ranks), run.config.ema_decay)
+        self.trainer = Trainer(self.policy, ranks, run.config)
 
     def load(self) -> AlignProgress:
         """The newest checkpoint and its phase's learning rate."""
@@ -88,7 +93,8 @@ class Learner:
             rollout = joined(clips)
             mine = rows_of_rank(advantage, groups.rank, len(rollout.groups))
             batch = RolloutsWithAdvantage(rollout, mine, on_policy)
-        metrics = self.trainer.learn(objective, batch, (self.config.seed, index))
+        with part(f"an update of {objective.name}, {objective.phase.micro_batch} clips at a time"):
+            metrics = self.trainer.learn(objective, batch, (self.config.seed, index))
         return metrics, batch.sample_ids.tolist()
 
     def weights(self, role: Role) -> dict[str, Tensor] | None:

@@ -18,15 +18,24 @@ from finetune.rollout_store import STORES, write_store
 from finetune.types import Role, Rollout, joined
 from pretrain.codecs.base import check_trained_on
 from pretrain.codecs.load import load_codecs
+from pretrain.config import ADDED
 from pretrain.first_frames import read_first_frames
 from pretrain.flow.guidance import GuidanceScales, guided_velocity
-from pretrain.generation.config import GenerateConfig
+from pretrain.generation.config import (
+    DeviceName,
+    GenerateConfig,
+    QuantisationName,
+    check_placement,
+    device_of,
+)
+from pretrain.generation.held import lowered
 from pretrain.model.checkpoint import WeightsName, load_model
 from pretrain.model.feature_cache import FeatureCache, velocity_of_pass
 from pretrain.model.shell import AVTransformer
+from pretrain.model.shortage import in_one_line
 from pretrain.owned import check_owned
 from pretrain.progress import track
-from pretrain.sampling import SamplerConfig, lower_precision
+from pretrain.sampling import SamplerConfig
 from pretrain.types import Conditioning, Stream, Velocity
 
 
@@ -40,12 +49,19 @@ class RolloutsConfig:
     weights: WeightsName = "ema"
     seed: int = 0
     bf16: bool = True
+    # as of `generate`: maps of the blocks in 8 or 4 bits, the rest in bf16; "" = none
+    quantisation: QuantisationName = field(default="", metadata={ADDED: True})
+    device: DeviceName = field(default="auto", metadata={ADDED: True})  # of the transformer
 
     def __post_init__(self) -> None:
         if self.clips_per_prompt < 2 or self.batch < 1:
             raise ValueError(
                 f"rollouts: clips_per_prompt must be at least 2 and batch at least 1, got {self}"
             )
+        try:
+            check_placement(self)
+        except ValueError as error:
+            raise ValueError(f"rollouts: {error}") from None
 
 
 class BasePolicy:
@@ -85,9 +101,9 @@ def make_rollouts(
     """Replace `out` by a store of K clips for each training prompt of `sizes`; returns counts and seconds.
 
     `about`: more facts for the store. Raises ValueError or FileNotFoundError in one line, e.g. for another
-    codec or a misshapen first frame.
+    codec, a misshapen first frame or a GPU that is not there.
     """
-    started = time.perf_counter()
+    started, device = time.perf_counter(), device_of(config)
     check_owned(out, STORES)
     found = read_prompt_set(prompts, sizes)
     report_left_out(found, prompts)
@@ -100,15 +116,18 @@ def make_rollouts(
     batches = [
         encode_prompts(some, config.clips_per_prompt, codecs, voices, sizes, images) for some in found.train
     ]
-    if config.bf16:
-        lower_precision(model, torch.bfloat16)
-    clips = _by_prompt(BasePolicy(model), batches, config)
+    codec_id = codecs.codec_id
+    del codecs  # its encoders leave the room to the model
+    with in_one_line(lambda: _ways(config)):
+        clips = _by_prompt(BasePolicy(lowered(model, config).to(device)), batches, config, device)
     facts = {
         "checkpoint_id": described.facts["checkpoint_id"],
-        "codec_id": codecs.codec_id,
+        "codec_id": codec_id,
         "weights": config.weights,
         "seed": config.seed,
         **({"reused_steps": reused} if (reused := config.sampler.reused_steps) else {}),
+        **({"quantisation": config.quantisation} if config.quantisation else {}),
+        **({"device": device.type} if device.type != "cpu" else {}),
     }
     write_store(out, rows, clips, {**facts, "clips_per_prompt": config.clips_per_prompt, **about})
     return {
@@ -119,8 +138,17 @@ def make_rollouts(
     }
 
 
-def _by_prompt(policy: BasePolicy, batches: Sequence[PromptBatch], config: RolloutsConfig) -> list[Rollout]:
-    """The clips of each kind; a few prompts at a time, for progress output."""
+def _ways(config: RolloutsConfig) -> list[str]:
+    """Settings for a GPU without room."""
+    ways = [f"set rollout.batch={config.batch // 2} (now {config.batch})"] if config.batch > 1 else []
+    ways += [] if config.quantisation else ["set rollout.quantisation=int8 (or fp8, nf4)"]
+    return [*ways, "set rollout.device=cpu"]
+
+
+def _by_prompt(
+    policy: BasePolicy, batches: Sequence[PromptBatch], config: RolloutsConfig, device: torch.device
+) -> list[Rollout]:
+    """The clips of each kind, on the CPU; a few prompts at a time, for progress output."""
     size = max(1, config.batch // config.clips_per_prompt)
     plan = RolloutPlan(
         "reference",
@@ -135,5 +163,5 @@ def _by_prompt(policy: BasePolicy, batches: Sequence[PromptBatch], config: Rollo
     made: list[list[Rollout]] = [[] for _ in batches]
     for kind, start in track(places, len(places), "rollouts (batches)"):
         part = batches[kind].part(start, start + size)
-        made[kind].append(roll_out(policy, plan, part, (config.seed, "votes"), torch.device("cpu")))
+        made[kind].append(roll_out(policy, plan, part, (config.seed, "votes"), device))
     return [joined(parts) for parts in made]

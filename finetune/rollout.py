@@ -22,6 +22,7 @@ from pretrain.flow.guidance import GuidanceScales
 from pretrain.flow.solvers import Latents, sampling_sigmas
 from pretrain.generation.conditions import conditioning_of
 from pretrain.model.feature_cache import FeatureCache
+from pretrain.model.shortage import part
 from pretrain.prompt import PromptRow
 from pretrain.randomness import generator_for, stable_hash
 from pretrain.sampling import LatentRates, SamplerConfig, integrate
@@ -148,7 +149,9 @@ def roll_out(
         first_frame=torch.full((len(prompts.groups),), given),
     )
     places = torch.arange(len(whole.groups)).split(plan.batch)
-    return joined([_sampled(policy, plan, take(whole, rows), key, device, prompts.voiced) for rows in places])
+    with part(f"rollouts, {min(plan.batch, len(whole.groups))} clips at a time"):
+        made = [_sampled(policy, plan, take(whole, rows), key, device, prompts.voiced) for rows in places]
+    return joined(made)
 
 
 def _noise(prompts: PromptBatch, key: Key, name: str, shape: tuple[int, ...]) -> Tensor:

@@ -15,9 +15,11 @@ from finetune.align_run import AlignRun
 from finetune.checkpoint import FOLDER
 from finetune.local_executor import build_executor
 from finetune.loop import Alignment
+from finetune.room import align_ways
 from finetune.run_log import RunLog
 from pretrain.launch.rank import begin
 from pretrain.launch.torchrun import report
+from pretrain.model.shortage import no_room
 from pretrain.titan.checkpoints import is_full, remove_incomplete, save_error
 from pretrain.titan.ranks import join
 from pretrain.titan.telemetry import MemoryPeaks
@@ -77,6 +79,10 @@ def main(path: Path) -> int:
         report(save_error(error, run.out / FOLDER) if is_full(error) else error, run.out)
         # exit without destroying the process group: other ranks may be inside a collective; torchrun ends
         # them
+        os._exit(2)
+    except torch.OutOfMemoryError as error:
+        said = no_room(error, align_ways(run), f"rank {os.environ['RANK']}: ")
+        report(said.with_traceback(error.__traceback__), run.out)
         os._exit(2)
     dist.destroy_process_group()
     return 0

@@ -9,6 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -62,7 +63,8 @@ class TrainerRank:
         self._lock = FileLock(lock, thread_local=False)
         self._lock.acquire()
         os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
-        self.learner = Learner(self.run, join())
+        with self._in_one_line():
+            self.learner = Learner(self.run, join())
         return str(self.learner.described.facts["checkpoint_id"])
 
     def do(self, method: str, *arguments: Any) -> Any:
@@ -76,7 +78,11 @@ class TrainerRank:
 
         Ray resolves top-level arguments only, so nested references are fetched here.
         """
-        return self.learner.learn(place, index, advantage, [part.rollout for part in made], on_policy)
+        with self._in_one_line():
+            return self.learner.learn(place, index, advantage, [part.rollout for part in made], on_policy)
+
+    def _in_one_line(self) -> AbstractContextManager[None]:
+        return _no_room_in_one_line(self.run)
 
 
 class RolloutWorker:
@@ -144,7 +150,8 @@ class RolloutWorker:
             self._load(task.plan.role, self.fetch(weights[0]))
             self.version = task.version
         prompts = self._encoded(task).clips(task.start, task.end)
-        clips = roll_out(self.policy, task.plan, prompts, task.key, self.ranks.device)
+        with _no_room_in_one_line(self.run):
+            clips = roll_out(self.policy, task.plan, prompts, task.key, self.ranks.device)
         return TaskClips(clips, task.version, Origin(self.name, os.getpid(), time.perf_counter() - started))
 
     def _load(self, role: Role, tensors: Mapping[str, Tensor]) -> None:
@@ -176,6 +183,13 @@ class RolloutWorker:
                 encode_prompts(task.rows, count, self.codecs, self.voices, self.config, images),
             )
         return self.encoded[1]
+
+
+def _no_room_in_one_line(run: AlignRun) -> AbstractContextManager[None]:
+    from finetune.room import align_ways
+    from pretrain.model.shortage import in_one_line
+
+    return in_one_line(lambda: align_ways(run))
 
 
 class RewardWorker:

@@ -106,6 +106,12 @@ def test_sbatch_asks_for_nodes_a_warning_and_a_requeue() -> None:
     ) and "array" not in asked
     assert "export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=165" in batch and "'--container-image=im age'" in batch
     assert batch.splitlines()[1].startswith("#SBATCH")  # directives after a command are ignored by sbatch
+    # the site's default, of job and step
+    assert "cpus-per-task" not in batch
+    batch = slurm.render(request, SlurmOptions(cpus_per_task=48, image="i"))
+    # since Slurm 22.05 srun does not take it from the job
+    assert "\n#SBATCH --cpus-per-task=48\n" in batch
+    assert "\nsrun --kill-on-bad-exit=1 --cpus-per-task=48 --container-image=i nava pretrain" in batch
 
 
 @pytest.mark.parametrize("trainer", ["2.1", "2.2"])
@@ -182,7 +188,9 @@ def test_dry_run_prints_and_a_missing_scheduler_is_one_line(capsys, monkeypatch,
     asked = ["nava_6b", "--nodes", "16", "--gpus-per-node", "8"]
     for verb, more in (("slurm", []), ("kubernetes", ["--image", "i"])):
         assert main(["launch", verb, *asked, *more, "--dry-run"]) == 0
-        assert "nava pretrain nava_6b" in capsys.readouterr().out and not list(tmp_path.iterdir())
+        told = capsys.readouterr()
+        assert "nava pretrain nava_6b" in told.out and not list(tmp_path.iterdir())
+        assert ("note: --cpus-per-task is not set" in told.err) == (verb == "slurm")
         monkeypatch.setenv("PATH", str(tmp_path))
         with pytest.raises(SystemExit) as ended:
             main(["launch", verb, *asked, *more])
@@ -191,6 +199,9 @@ def test_dry_run_prints_and_a_missing_scheduler_is_one_line(capsys, monkeypatch,
             and "no such command here" in capsys.readouterr().err
             and not list(tmp_path.iterdir())
         )
+    assert main(["launch", "slurm", *asked, "--cpus-per-task", "48", "--dry-run"]) == 0
+    told = capsys.readouterr()
+    assert told.out.count("--cpus-per-task=48") == 2 and not told.err
     with pytest.raises(SystemExit):
         main(["launch", "slurm", "nava_6b", "--nodes", "3", "--dry-run"])
     assert "does not split over" in capsys.readouterr().err

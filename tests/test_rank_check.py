@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from rank_processes import run_processes
 
+from experiments import rank_check
 from experiments.rank_check import BROKEN, SLOW, RankCheck, RankReport, check_ranks, finish
 from pretrain.files import read_json
 
@@ -28,32 +29,45 @@ def test_exit_codes_and_lines_in_closed_form():
     assert well.code == SLOW and well.lines()[-1].startswith("slow: bus 1.50 GB/s of the 1.6 GB/s")
     broken = RankReport(ranks=4, broken=[1, 3], at="when the ranks met")
     assert broken.code == BROKEN
+    assert "sets the connections up: 0.00 s" in well.lines()[1]
     assert broken.lines() == ["broken: rank 1, 3 of 4 did not answer when the ranks met"]
 
 
-@pytest.mark.parametrize("wrong", [{"patience_s": 0}, {"expect_gb_s": -1}, {"repeats": 0}, {"sizes_mib": ()}])
+@pytest.mark.parametrize(
+    "wrong", [{"patience_s": 0}, {"expect_gb_s": -1}, {"repeats": 0}, {"setup_s": 0}, {"sizes_mib": ()}]
+)
 def test_what_cannot_be_checked_is_refused(wrong):
     with pytest.raises(ValueError, match=r"^doctor --distributed: [^\n]*$"):
         RankCheck(**wrong)
 
 
-def _rank(rank: int, folder: Path, stops_at: str, stops: int, expect_gb_s: float) -> int:
+def _rank(rank: int, folder: Path, stops_at: str, stops: int, expect_gb_s: float, mend: str = "") -> int:
     def pause(step: str) -> None:
         if step == stops_at and rank == stops:
             time.sleep(10)
             os._exit(0)
 
+    if "two backends" in mend:  # as on GPUs, where the default group is of nccl and gloo
+        rank_check._backend = lambda device: "cuda:gloo,cpu:gloo"
+    if "slow set-up" in mend:
+        rank_check._first = lambda device: time.sleep(5.0) or 5.0
+    if "no set-up" in mend:
+        rank_check._first = lambda device: time.sleep(20.0) or 20.0
     options = RankCheck(
-        patience_s=4.0, sizes_mib=(0.25, 1.0), expect_gb_s=expect_gb_s, to=str(folder / "report.json")
+        patience_s=4.0,
+        setup_s=7.0,
+        sizes_mib=(0.25, 1.0),
+        expect_gb_s=expect_gb_s,
+        to=str(folder / "report.json"),
     )
     finish(check_ranks(options, pause), options, rank)
     return 0
 
 
 def checked(
-    folder: Path, stops_at: str = "", stops: int = 1, expect_gb_s: float = 0.0
+    folder: Path, stops_at: str = "", stops: int = 1, expect_gb_s: float = 0.0, mend: str = ""
 ) -> tuple[list[int], dict[str, Any]]:
-    codes = run_processes(_rank, 2, folder, folder, stops_at, stops, expect_gb_s, timeout_s=25.0)
+    codes = run_processes(_rank, 2, folder, folder, stops_at, stops, expect_gb_s, mend, timeout_s=25.0)
     return codes, read_json(folder / "report.json", "")
 
 
@@ -66,6 +80,24 @@ def test_two_ranks_answer_and_the_bus_bandwidth_of_two_is_that_of_the_bytes(tmp_
         assert row["bus_gb_s"] == pytest.approx(row["gb_s"]) and row["gb_s"] > 0
 
 
+@pytest.mark.distributed
+def test_a_default_group_of_two_backends_is_checked_too(tmp_path):
+    codes, found = checked(tmp_path, mend="two backends")
+    assert codes == [0, 0], (tmp_path / "log.0").read_text()
+    assert found["backend"] == "cuda:gloo,cpu:gloo" and found["first_s"] > 0
+    assert not found["broken"] and not found["at"] and len(found["all_reduce"]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_set_up_longer_than_the_patience_is_waited_for_and_one_beyond_its_limit_is_not(tmp_path):
+    codes, found = checked(tmp_path, mend="two backends, slow set-up")
+    assert codes == [0, 0] and found["first_s"] == 5.0
+    codes, found = checked(tmp_path, mend="two backends, no set-up")
+    assert codes[0] == BROKEN and found["broken"] == []
+    assert found["at"] == "in step 'the first all-reduce', which all ranks began and none ended"
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_less_than_was_expected_is_exit_code_1(tmp_path):
@@ -75,7 +107,7 @@ def test_less_than_was_expected_is_exit_code_1(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.distributed
-@pytest.mark.parametrize("step", ["joining", "barrier", "1 MiB"])
+@pytest.mark.parametrize("step", ["joining", "barrier", "first", "1 MiB"])
 def test_a_rank_that_stops_is_named_within_seconds_at_any_step(tmp_path, step):
     begin = time.monotonic()
     codes, found = checked(tmp_path, step)

@@ -81,7 +81,9 @@ def slurm(
     qos: str = "",
     time: str = "",
     constraint: str = "",
-    cpus_per_task: int = 0,
+    cpus_per_task: Annotated[
+        int, tyro.conf.arg(help="of each node's task, which holds all of its ranks; 0 = the site's default")
+    ] = 0,
     log: str = "%x-%j.log",
     image: str = "",
     mounts: str = "",
@@ -103,7 +105,16 @@ def slurm(
     options = _from_arguments(SlurmOptions, locals())
     text = render(request, options)
     told = _show_or_submit(text, to / f"{request.name}.sbatch", ["sbatch"], dry_run, "where Slurm is")
-    return _looked_for(request, mounts=mounts) if dry_run else told
+    if not dry_run:
+        return told
+    found = _looked_for(request, mounts=mounts)
+    if not cpus_per_task:
+        print(
+            "note: --cpus-per-task is not set, so the site's default holds (often 1) for the "
+            f"{gpus_per_node} ranks of a node and their loaders",
+            file=sys.stderr,
+        )
+    return found
 
 
 def kubernetes(

@@ -29,6 +29,9 @@ def doctor(
     patience_s: Annotated[
         float, tyro.conf.arg(help="seconds after which a rank that does not answer is broken")
     ] = 10.0,
+    setup_s: Annotated[
+        float, tyro.conf.arg(help="seconds that the first all-reduce may take, in which NCCL is set up")
+    ] = 180.0,
     sizes_mib: Annotated[tuple[float, ...], tyro.conf.arg(help="of the tensors that are summed, in MiB")] = (
         0.0625,
         1.0,
@@ -43,13 +46,15 @@ def doctor(
     code 1 where something is open to others.
 
     --distributed starts ranks as a training does and names one that does not answer after --patience-s, long
-    before a collective's timeout; then it measures all-reduce by size. Exit code 3 where a rank is broken, 1
-    where the largest size is slower than --expect-gb-s. On several machines start it as their ranks:
+    before a collective's timeout; the first all-reduce, in which NCCL is set up, may take --setup-s; then
+    all-reduce is measured by size. Exit code 3 where a rank is broken, 1 where the largest size is slower
+    than --expect-gb-s. On several machines start it as their ranks:
       torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint FIRST:29500 \\
         -m experiments.cli doctor --distributed --expect-gb-s 100
     """
     if distributed:
-        return _doctor_distributed(nproc, patience_s, sizes_mib, expect_gb_s, as_json)
+        options = {"patience_s": patience_s, "setup_s": setup_s, "sizes_mib": sizes_mib}
+        return _doctor_distributed(nproc, {**options, "expect_gb_s": expect_gb_s}, as_json)
     if security:
         return _doctor_security(out, as_json)
     from experiments.doctor import examine, show
@@ -59,9 +64,7 @@ def doctor(
     return FOUND_SOMETHING if report["missing"] else 0
 
 
-def _doctor_distributed(
-    nproc: int, patience_s: float, sizes_mib: tuple[float, ...], expect_gb_s: float, as_json: bool
-) -> int:
+def _doctor_distributed(nproc: int, given: dict[str, Any], as_json: bool) -> int:
     import dataclasses
 
     from experiments.job import StageJob
@@ -70,8 +73,7 @@ def _doctor_distributed(
 
     if nproc < 0:
         raise ValueError(f"--nproc: expected the number of ranks, or 0 for one per GPU, got {nproc}")
-    options = RankCheck(patience_s=patience_s, sizes_mib=sizes_mib, expect_gb_s=expect_gb_s)
-    report = check(options, StageJob(recipe=None, nproc=nproc).ranks)
+    report = check(RankCheck(**given), StageJob(recipe=None, nproc=nproc).ranks)
     _print_json(dataclasses.asdict(report)) if as_json else print("\n".join(report.lines()))
     return report.code
 

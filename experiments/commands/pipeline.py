@@ -59,6 +59,8 @@ def rollout(
     A store holds latents, which `gsb_dpo` learns from; --mp4 makes files for people to vote on. Prompts that
     an alignment on the same prompts holds out (align.stop.prompts of them) are left out. With --to a store
     of the same inputs is kept, one of others is replaced with --overwrite only, and other folders never.
+    The model computes on a GPU where there is one (--set rollout.device=cpu for none), rollout.batch clips at
+    a time.
     """
     job = _job(recipe, settings, out)
     store = to or job.layout.rollouts

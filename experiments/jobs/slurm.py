@@ -20,7 +20,7 @@ class SlurmOptions:
     qos: str = ""
     time: str = ""  # days-hours:minutes:seconds
     constraint: str = ""
-    cpus_per_task: int = 0
+    cpus_per_task: int = 0  # of the job and of its step
     log: str = "%x-%j.log"
     image: str = ""  # of srun's --container-image (pyxis)
     mounts: str = ""  # of --container-mounts
@@ -91,7 +91,9 @@ def _directives(request: Request, options: SlurmOptions) -> str:
 
 
 def _srun(request: Request, options: SlurmOptions) -> str:
+    # since Slurm 22.05 a step does not take it from the job
+    cpus = [f"--cpus-per-task={options.cpus_per_task}"] if options.cpus_per_task else []
     container = [f"--container-image={options.image}"] if options.image else []
     if options.mounts:
         container.append(f"--container-mounts={options.mounts}")
-    return f"{shlex.join(['srun', '--kill-on-bad-exit=1', *container])} {request.command()}"
+    return f"{shlex.join(['srun', '--kill-on-bad-exit=1', *cpus, *container])} {request.command()}"

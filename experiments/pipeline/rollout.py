@@ -28,6 +28,7 @@ from pretrain.randomness import stable_hash
 
 MADE_FROM = "made_from"  # fact of a store: digest of what its clips depend on
 PROMPTS = f"{ALIGN_TRAIN}.jsonl"
+NEUTRAL = ("device",)  # of RolloutsConfig: a store is kept wherever it was made
 _SHARD = re.compile(r"\d{5}\.safetensors")
 # of AlignConfig: what the clips depend on
 _SIZES = ("num_frames", "fps", "height", "width", "seed", "stop")
@@ -126,13 +127,13 @@ def _digest(inputs: RolloutInputs) -> str:
     check_trained_on(codecs, inputs.codec, described, inputs.model)
     rows = read_prompts(inputs.prompts)
     attached = {path for row in rows for path in (row.image_path, *row.reference_paths) if path is not None}
-    sizes = to_json(inputs.sizes)
+    sizes, config = to_json(inputs.sizes), to_json(inputs.config)
     wanted = {
         "checkpoint": described.get("checkpoint_id", ""),
         "codec": codecs.codec_id,
         "prompts": digest(inputs.prompts),
         "attached": sorted(digest(path) for path in attached if path.is_file()),
-        "config": to_json(inputs.config),
+        "config": {name: value for name, value in config.items() if name not in NEUTRAL},
         "sizes": {name: sizes[name] for name in _SIZES},
     }
     return f"{stable_hash(wanted):016x}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import torch
 
@@ -18,6 +18,19 @@ from pretrain.types import num_video_latents
 
 MAX_COUNT = 100_000  # clips of a batch, steps of a sampler
 MAX_SEEDS = 10_000  # of a prompt
+QuantisationName = Literal["", "int8", "fp8", "nf4"]
+DeviceName = Literal["auto", "cpu", "cuda"]  # auto: a GPU where there is one
+
+
+class Placement(Protocol):
+    """Settings of what a model is held in, and where."""
+
+    @property
+    def bf16(self) -> bool: ...
+    @property
+    def quantisation(self) -> QuantisationName: ...
+    @property
+    def device(self) -> DeviceName: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +60,8 @@ class GenerateConfig:
     seeds: tuple[int, ...] = ()  # a clip of each prompt for each of these, in place of `seed`
     bf16: bool = True
     # maps of the blocks in 8 or 4 bits (pretrain.model.quantised), the rest in bf16; "" = none
-    quantisation: Literal["", "int8", "fp8", "nf4"] = field(default="", metadata={ADDED: True})
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # of the transformer; auto: a GPU where there is one
+    quantisation: QuantisationName = field(default="", metadata={ADDED: True})
+    device: DeviceName = "auto"  # of the transformer
     threads: int = 0  # of each process on the CPU, on which its results depend; 0 = its share of the cores
     keep_latents: bool = False  # NAME.safetensors beside each clip
 
@@ -59,16 +72,7 @@ class GenerateConfig:
                 raise ValueError(f"{name} {problem}")
         if self.weights not in ("ema", "model"):
             raise ValueError(f"weights must be ema or model, got {self.weights!r}")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"device must be auto, cpu or cuda, got {self.device!r}")
-        if self.quantisation not in ("", *QUANTISATIONS):
-            raise ValueError(
-                f"quantisation must be {', '.join(QUANTISATIONS)} or empty, got {self.quantisation!r}"
-            )
-        if self.quantisation and not self.bf16:
-            raise ValueError(
-                f"quantisation={self.quantisation} computes in bf16, and bf16 is false; leave one of them out"
-            )
+        check_placement(self)
         if self.fit not in get_args(FrameFit):
             raise ValueError(f"fit must be one of {', '.join(get_args(FrameFit))}, got {self.fit!r}")
         if self.batch_size < 1 or not 0 < self.fps < float("inf"):
@@ -94,7 +98,21 @@ class GenerateConfig:
                 raise ValueError(f"seeds must be from 0 to {MAX_SEED}, got {seed}")
 
 
-def device_of(config: GenerateConfig) -> torch.device:
+def check_placement(config: Placement) -> None:
+    """Raises ValueError for values that no machine has; a GPU is looked for by `device_of`."""
+    if config.device not in get_args(DeviceName):
+        raise ValueError(f"device must be auto, cpu or cuda, got {config.device!r}")
+    if config.quantisation not in ("", *QUANTISATIONS):
+        raise ValueError(
+            f"quantisation must be {', '.join(QUANTISATIONS)} or empty, got {config.quantisation!r}"
+        )
+    if config.quantisation and not config.bf16:
+        raise ValueError(
+            f"quantisation={config.quantisation} computes in bf16, and bf16 is false; leave one of them out"
+        )
+
+
+def device_of(config: Placement) -> torch.device:
     """Raises ValueError for a GPU that is not there."""
     wanted = config.device
     if wanted == "cuda" and not torch.cuda.is_available():

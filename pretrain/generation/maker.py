@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -26,7 +27,7 @@ from pretrain.generation.conditions import (
 from pretrain.generation.config import GenerateConfig, device_of
 from pretrain.generation.held import lowered
 from pretrain.generation.jobs import ClipJob, batches_of
-from pretrain.generation.room import no_room
+from pretrain.generation.room import CodecWork, no_room
 from pretrain.model.checkpoint import ModelFolder, load_model, read_model_folder
 from pretrain.model.shell import AVTransformer
 from pretrain.prompt import PromptRow
@@ -115,12 +116,8 @@ class ClipMaker:
         check_fit(described, model, codecs, codec)
         network, described = load_model(model, config.weights)
         change(network, described)
-        if place:
-            network = place(network)
-        else:
-            lowered(network, config)
-            with no_room(described.args, config):
-                network.to(device)
+        with no_room(described.args, config):
+            network = place(network) if place else lowered(network, config).to(device)
         marks = {**marks_of(described.facts["checkpoint_id"], codecs), **change.marks()}
         if config.quantisation:
             marks["quantisation"] = config.quantisation
@@ -143,14 +140,14 @@ class ClipMaker:
         voiced: as of `flow.guidance.guided_velocity`, for ranks that must make equally many forwards.
         """
         rows, config = [job.row for job in batch], self.config
-        self._hear(rows)
-        conditions = conditioning_of(rows, self.codecs, self.voices).to(self.device)
-        negative = negative_conditioning(rows, self.codecs)
-        first_frames = encode_first_frames(rows, read_first_frames(rows), self.codecs, config, config.fit)
-        noise = noise_of(rows, config, self.device, [job.seed for job in batch])
-        with no_room(
-            getattr(self.model, "args", None), config, batch=len(rows), kind=kind_of(rows[0], config)
-        ):
+        with self._no_room(batch, "encode"):
+            self._hear(rows)
+            conditions = conditioning_of(rows, self.codecs, self.voices)
+            negative = negative_conditioning(rows, self.codecs)
+            first_frames = encode_first_frames(rows, read_first_frames(rows), self.codecs, config, config.fit)
+        with self._no_room(batch):
+            conditions = conditions.to(self.device)
+            noise = noise_of(rows, config, self.device, [job.seed for job in batch])
             made = sample(
                 self.model,
                 noise,
@@ -168,7 +165,8 @@ class ClipMaker:
         parts = [part for part in (latents.video, latents.audio) if part is not None]
         finite = torch.stack([part.flatten(1).isfinite().all(1) for part in parts]).all(0)
         whole = Latents(*(_zeroed(part, finite) for part in (latents.video, latents.audio)))
-        frames, sounds = decode_clips(self.codecs, whole.video, whole.audio)
+        with self._no_room(batch, "decode"):
+            frames, sounds = decode_clips(self.codecs, whole.video, whole.audio)
         return [
             MadeClip(
                 job,
@@ -181,6 +179,10 @@ class ClipMaker:
             )
             for place, job in enumerate(batch)
         ]
+
+    def _no_room(self, batch: Sequence[ClipJob], work: CodecWork = "") -> AbstractContextManager[None]:
+        args, kind = getattr(self.model, "args", None), kind_of(batch[0].row, self.config)
+        return no_room(args, self.config, len(batch), kind, work)
 
     def _hear(self, rows: Sequence[PromptRow]) -> None:
         """Embed references that were not heard before."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from pretrain.launch.torchrun import ERROR, LOG
+from pretrain.launch.torchrun import ERROR, LOG, NOT_AGAIN
 
 PATIENCE_S = 120.0  # more than torchrun gives ranks for a last checkpoint
 _POLL_S = 0.5
@@ -24,16 +24,24 @@ def begin(out: Path, patience_s: float = PATIENCE_S) -> None:
 
     Linux kills the rank when torchrun is gone, which ends before its ranks only where it was killed itself:
     nothing trains on unattended. Where the command was killed, its ranks write a last checkpoint while it may
-    run again already; rank 0 waits for them. Ends the process with a line in error.txt where they do not end.
+    run again already; rank 0 waits for them. Ends the process with a line in error.txt where they do not end,
+    and at once where torchrun starts ranks again after an error that says `NOT_AGAIN`.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if _is_orphan():  # torchrun was killed while this process imported
         os._exit(3)
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and _ends_again(out):
+        os._exit(2)
     if os.environ.get("RANK") == "0" and not _hold(out / LOG, patience_s):
         line = f"{out}: ranks of an earlier start are still at work here; end them, then run again"
         (out / f"{ERROR}.0").write_text(line + "\n")
         os._exit(2)
+
+
+def _ends_again(out: Path) -> bool:
+    """An earlier attempt of this torchrun ended with an error that a restart does not mend."""
+    return any(path.read_text().rstrip().endswith(NOT_AGAIN) for path in out.glob(f"{ERROR}.*"))
 
 
 def _is_orphan() -> bool:

@@ -223,6 +223,8 @@ def failure(out: Path, code: int, log: Path | None = None) -> Exception:
 
 
 ATTEMPT = "-- torchrun starts --"
+# the end of a rank's error after which `rank.begin` ends restarted ranks at once
+NOT_AGAIN = "a restart would meet the same"
 _RECORD = re.compile(
     r"host\s*: (?P<host>\S+)\s+rank\s*: (?P<rank>\d+) \(local_rank: \d+\)\s+"
     r"exitcode\s*: -(?P<signal>\d+) \(pid: (?P<pid>\d+)\)"

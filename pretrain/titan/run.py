@@ -23,15 +23,19 @@ from pretrain.data.stream.shard_cache import ShardCache
 from pretrain.files import write_json
 from pretrain.launch.rank import begin
 from pretrain.launch.stage_run import StageRun
-from pretrain.launch.torchrun import ERROR, METRICS, STATE, report
+from pretrain.launch.torchrun import ERROR, METRICS, NOT_AGAIN, STATE, report
 from pretrain.model.flavors import flavor
+from pretrain.model.shortage import no_room, part, part_of
 from pretrain.titan.checkpoints import is_full, remove_incomplete, save_error
 from pretrain.titan.lost_peers import of_lost_peers
+from pretrain.titan.room import training_ways
 from pretrain.titan.seen import clips_seen
 from pretrain.titan.trainer import PretrainTrainer
 from pretrain.titan.validate import Validator
 from pretrain.titan.weights import check_finite
 from pretrain.tracking import JsonlTracker, Trackers, build_trackers
+
+MODEL, FIRST_STEP = "the model and its optimizer", "the first step"
 
 
 def train_stage(run: StageRun, trainer_type: type[PretrainTrainer] = PretrainTrainer) -> str:
@@ -57,9 +61,11 @@ def train_stage(run: StageRun, trainer_type: type[PretrainTrainer] = PretrainTra
     output = _Output(run)
     if rank == 0:
         remove_incomplete(run.checkpoints)
-    trainer = trainer_type(run, sets, output.log)
+    with part(MODEL):
+        trainer = trainer_type(run, sets, output.log)
     trainer.stop_on(signal.SIGTERM, signal.SIGINT)
-    resumed = trainer.resume()
+    with part("the state that is resumed from"):
+        resumed = trainer.resume()
     if rank == 0:
         output.begin(resumed)
         trainer.clips_seen = clips_seen(run, resumed, trainer.clips_of_step)
@@ -71,7 +77,8 @@ def train_stage(run: StageRun, trainer_type: type[PretrainTrainer] = PretrainTra
     def after_step(step: int) -> None:
         due = config.validate_every and step % config.validate_every == 0
         if due or trainer.finished:
-            last_losses.update(validator(trainer.model, trainer.ema, every_task=trainer.finished))
+            with part("a validation"):
+                last_losses.update(validator(trainer.model, trainer.ema, every_task=trainer.finished))
             output.log(dict(last_losses), step)
         output.files(trainer.after_step(step))
 
@@ -79,7 +86,8 @@ def train_stage(run: StageRun, trainer_type: type[PretrainTrainer] = PretrainTra
         trainer.write_seed()
     elif not resumed:
         output.files(trainer.after_step(0))
-    trainer.train(after_step)
+    with part(lambda: FIRST_STEP if trainer.step <= resumed + 1 else f"step {trainer.step:,}"):
+        trainer.train(after_step)
     status = "finished" if trainer.finished else "interrupted"
     model_id = _exported(trainer, run, rank, last_losses) if trainer.finished else ""
     if rank == 0:
@@ -141,6 +149,14 @@ def _state(run: StageRun, status: str, step: int, model_id: str = "") -> None:
     )
 
 
+def _no_room(error: torch.OutOfMemoryError, run: StageRun) -> ValueError:
+    """In one line, with the traceback for the log; one that no restart would help says so."""
+    ways = training_ways(run.config, run.label.partition("_")[0], int(os.environ["WORLD_SIZE"]))
+    again = [] if part_of(error) not in (MODEL, FIRST_STEP) else [NOT_AGAIN]
+    said = no_room(error, ways, f"rank {os.environ['RANK']}: ", again)
+    return said.with_traceback(error.__traceback__)
+
+
 def main(path: Path) -> int:
     """Exit code: 0 finished or interrupted, 2 with one line in error.txt, 3 where another rank failed."""
     return run_rank(StageRun.load(path))
@@ -158,6 +174,9 @@ def run_rank(run: StageRun, trainer_type: type[PretrainTrainer] = PretrainTraine
     except (ValueError, OSError) as error:
         report(save_error(error, run.checkpoints) if is_full(error) else error, run.out)
         # no farewell to the other ranks: they may be inside a collective, and torchrun ends them
+        os._exit(2)
+    except torch.OutOfMemoryError as error:
+        report(_no_room(error, run), run.out)
         os._exit(2)
     except (Exception, CheckpointException) as error:  # the latter is a BaseException
         if not of_lost_peers(error):
