@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal, get_args
 
-from pretrain.config import nearest, to_json
+from pretrain.config import ADDED, nearest, to_json
 from pretrain.model.context_parallel import check_degree
 from pretrain.model.flavors import flavor
 from pretrain.objective import ObjectiveConfig
 from pretrain.randomness import stable_hash
 from pretrain.schedule import StageConfig
 
+MomentsKind = Literal["fp32", "8bit"]
 Float8Recipe = Literal["none", "tensorwise", "rowwise", "rowwise_with_gw_hp"]
 
 
@@ -27,6 +28,11 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.0
     grad_clip: float = 1.0  # global gradient norm
+    # 8bit: both moments as codes with a scale per 64 to 256 values, by torchao's rounding; needs torchao
+    moments: MomentsKind = field(default="fp32", metadata={ADDED: True})
+
+    def __post_init__(self) -> None:
+        _one_of("optimizer.moments", self.moments, get_args(MomentsKind))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ def words(text: str, prefix: str = "") -> set[str]:
 # Every field that counts, written out: a new field of a recipe belongs here or into identity.NEUTRAL.
 PRETRAIN_COUNTS = (
     words("flavor global_batch_size mix_lengths seed mixed_precision float8 ema_decay shuffle_shards")
-    | words("beta1 beta2 eps weight_decay grad_clip", "optimizer.")
+    | words("beta1 beta2 eps weight_decay grad_clip moments", "optimizer.")
     | words("draw weight shift logit_mean logit_std", "objective.levels.")
     | words("text modality_mask timbre_kept first_frame", "objective.dropout.")
     | words("objective.video_weight objective.audio_weight policy.spike_factor policy.spike_window")
@@ -71,7 +71,7 @@ FINETUNE_COUNTS = (
     | words("text modality_mask timbre_kept first_frame", "clips_dropout.")
     | words("rank alpha targets seed rslora dora base", "lora.")
     | words("video audio shared", "lr_scale.")
-    | words("beta1 beta2 eps weight_decay grad_clip", "optimizer.")
+    | words("beta1 beta2 eps weight_decay grad_clip moments", "optimizer.")
     | words("draw weight shift logit_mean logit_std", "objective.levels.")
     | words("text modality_mask timbre_kept first_frame", "objective.dropout.")
     | words("objective.video_weight objective.audio_weight policy.spike_factor policy.spike_window")
@@ -126,7 +126,7 @@ def other(value: Any) -> list[Any]:
     if isinstance(value, (int, float)):
         return [value + 1, value * 2, value / 2 if isinstance(value, float) else 0, 0.25]
     return (
-        ["bf16", "fp32", "tensorwise", "debug", "elsewhere", "full", "linear", "release", "flat"]
+        ["bf16", "fp32", "8bit", "tensorwise", "debug", "elsewhere", "full", "linear", "release", "flat"]
         if value != []
         else []
     )

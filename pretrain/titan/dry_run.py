@@ -27,6 +27,7 @@ from pretrain.files import write_json
 from pretrain.launch.stage_run import StageRun
 from pretrain.model.flavors import flavor
 from pretrain.titan.ema import local_shard
+from pretrain.titan.moments import state_tensors
 from pretrain.titan.trainer import PretrainTrainer
 
 RESULT, SET = "dry_run.json", "dry"
@@ -78,7 +79,6 @@ def rehearse_step(run: StageRun, gpus: int) -> dict[str, Any]:
     trainer.train_step(iter(batches))
     ended = time.perf_counter()
     states = [state for optimizer in trainer.optimizers for state in optimizer.state.values()]
-    moments = [state[name] for state in states for name in ("exp_avg", "exp_avg_sq")]
     parameters = dict(trainer.model.named_parameters())
     return {
         "ranks": gpus,
@@ -88,7 +88,7 @@ def rehearse_step(run: StageRun, gpus: int) -> dict[str, Any]:
         "shard_gib": {
             "parameters": _gib(parameters.values()),
             "gradients": _gib(value.grad for value in parameters.values() if value.grad is not None),
-            "optimizer": _gib(moments),
+            "optimizer": _gib(each for optimizer in trainer.optimizers for each in state_tensors(optimizer)),
             "ema": _gib(trainer.ema.weights.values()),
         },
         "tensors": len(parameters),

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 
 import torch
+from torchtitan.config import JobConfig
 from torchtitan.config.job_config import Float8Linear, Quantize, QuantizedLinear
+from torchtitan.distributed import ParallelDims
+from torchtitan.protocols import model_converter
 
 from pretrain.model.flavors import build_model, flavor
 from pretrain.recipe import PretrainConfig
 
-CONVERTER = "quantize.linear.float8"
+CONVERTER = "padded.quantize.linear.float8"
 CAPABILITY = (8, 9)  # Ada and Hopper
 
 
@@ -24,8 +28,7 @@ def float8_converters(config: PretrainConfig) -> list[str]:
     refusal = _refusal()
     if refusal:
         raise ValueError(f"float8={config.float8}: {refusal}; set float8=none")
-    from torchtitan.components.quantization import float8  # noqa: F401  (registers the converter)
-
+    _register()
     return [CONVERTER]
 
 
@@ -43,6 +46,23 @@ def outside_of_blocks(name: str) -> list[str]:
         model = build_model(flavor(name))
     blocks = {id(group) for group in model.block_groups()}
     return [f"{name}." for name, child in model.named_children() if id(child) not in blocks]
+
+
+def _register() -> None:
+    """torchtitan's converter, whose products may be over any number of tokens.
+
+    The gradient of a weight is a sum over tokens, 151 or 32,711 of them. torch._scaled_mm sums over multiples
+    of 16 only; torchao adds zeros where `pad_inner_dim` says so, which none of its recipes does.
+    """
+    from torchtitan.components.quantization.float8 import Float8LinearConverter
+
+    class PaddedFloat8LinearConverter(Float8LinearConverter):
+        def __init__(self, job_config: JobConfig, parallel_dims: ParallelDims) -> None:
+            super().__init__(job_config, parallel_dims)
+            self.config = dataclasses.replace(self.config, pad_inner_dim=True)
+
+    if CONVERTER not in model_converter._registry_model_converter_cls:
+        model_converter.register_model_converter(PaddedFloat8LinearConverter, CONVERTER)
 
 
 def _refusal() -> str:

@@ -23,6 +23,7 @@ from torchtitan.config.job_config import Compile
 
 from pretrain.recipe import PretrainConfig
 from pretrain.titan.float8 import float8_converters, float8_quantize
+from pretrain.titan.moments import optimizer_name
 
 TRAIN_SPEC = "nava"
 
@@ -36,7 +37,7 @@ def job_config(config: PretrainConfig, stage_name: str, out: Path, world_size: i
         quantize=float8_quantize(config),
         metrics=Metrics(log_freq=config.log_every, disable_color_printing=True),
         optimizer=Optimizer(
-            name="AdamW",
+            name=optimizer_name(optimizer),
             lr=stage.lr,
             beta1=optimizer.beta1,
             beta2=optimizer.beta2,

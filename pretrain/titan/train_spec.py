@@ -21,6 +21,7 @@ from pretrain.launch.stage_run import StageRun
 from pretrain.model.args import ModelArgs
 from pretrain.model.flavors import FLAVORS, build_model
 from pretrain.model.modality import WeightModality, modalities_of
+from pretrain.titan.moments import EIGHT_BITS, ShardedAdamW8bit
 from pretrain.titan.parallelize import parallelize
 
 
@@ -46,7 +47,7 @@ def build_complete_optimizers(
     lack its moments, and DCP refuses to load it into a run that has them. One step with zero gradients at
     rate 0 creates them and moves nothing.
     """
-    optimizers = build_optimizers(model_parts, config, parallel_dims)
+    optimizers = _build(model_parts, config, parallel_dims)
     for optimizer in optimizers:
         create_moments(optimizer)
     return optimizers
@@ -59,12 +60,27 @@ def build_scaled_optimizers(
     parallel_dims: ParallelDims,
 ) -> OptimizersContainer:
     """The same with a learning rate of its own for the weights of each modality: lr x scale."""
-    optimizers = build_optimizers(model_parts, config, parallel_dims)
+    optimizers = _build(model_parts, config, parallel_dims)
     for model, optimizer in zip(model_parts, optimizers, strict=True):
         if any(scale != 1 for scale in scales.values()):
             split_groups(optimizer, model, scales)
         create_moments(optimizer)
     return optimizers
+
+
+def _build(
+    model_parts: list[nn.Module], config: Optimizer, parallel_dims: ParallelDims
+) -> OptimizersContainer:
+    """torchtitan's optimizers, or in the same container the one whose moments are in 8 bits."""
+    if config.name != EIGHT_BITS:
+        return build_optimizers(model_parts, config, parallel_dims)
+    settings = {
+        "lr": config.lr,
+        "betas": (config.beta1, config.beta2),
+        "eps": config.eps,
+        "weight_decay": config.weight_decay,
+    }
+    return OptimizersContainer(model_parts, ShardedAdamW8bit, settings)
 
 
 def split_groups(
