@@ -225,7 +225,7 @@ def test_parking_rewards_leaves_syncnet() -> None:
 def test_settings_named_for_flags_are_there() -> None:
     for option, works in SETTINGS.items():
         for name in works.values():
-            if option in ("parked", "moments") or "generate --context" in name:
+            if option == "parked" or "generate --context" in name:
                 continue
             path = name.replace("OBJECTIVE", "nft").split(" and .")
             first = path[0].split(".")

@@ -194,7 +194,7 @@ def _training(
     setup = Setup(
         gpus=options.gpus,
         ema=config.ema_decay > 0,
-        moments=options.moments or getattr(config.optimizer, "moments", "fp32"),
+        moments=options.moments or config.optimizer.moments,
         **_spread(options.parallel(config.parallel)),
         **held,
     )
