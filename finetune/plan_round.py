@@ -149,6 +149,7 @@ def round_memory(
                 base=config.lora.base,
                 rank=config.lora.rank,
                 one_unit=not parallel.shard_blocks,
+                reshard=parallel.reshard_after_forward,
                 guided=any(
                     each.sampler.solver != "euler" or each.sampler.guidance != NO_GUIDANCE
                     for each in (plan, held_out)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plan_networks import count_by_hand
 from torch.autograd.graph import saved_tensors_hooks
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -36,6 +37,11 @@ ARGS = flavor("nava_6b")
 CLIP = clip_shape(ARGS, 145, 704, 1280)
 BLOCK = ModelArgs(width=192, num_heads=3, ffn_width=896, num_alignment_blocks=0, num_fusion_blocks=1)
 TOKENS, TEXT = 512, 32
+
+
+@pytest.fixture(autouse=True)
+def _quick_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    count_by_hand(monkeypatch)
 
 
 def total(**setup: object) -> float:

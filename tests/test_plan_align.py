@@ -15,13 +15,12 @@ from alignment_cases import KEY, GainPolicy, advantage, rollout, scored, with_tr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_cases import audio_stream, conditioning, video_stream
+from plan_networks import count_by_hand
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.alignment import round_plan
 from experiments.alignment.networks import (
     ClipMedia,
-    NetworkCost,
     _counted_decode,
     _decode_cost,
     network_cost,
@@ -53,7 +52,6 @@ RECIPE = load_recipe("nava_6b")
 ARGS = flavor(RECIPE.pretrain.flavor)
 DEEP = replace(flavor("debug"), num_alignment_blocks=3, num_fusion_blocks=3)  # so that ends weigh little
 SHAPE = ClipShape(video=12, audio=10, context=9, references=2)
-TINY = NetworkCost(10, 40, 4, 1_000_000_000_000, half=False)
 
 
 def policy(args: ModelArgs = DEEP, rank: int = 4) -> LoraPolicy:
@@ -172,15 +170,6 @@ def tiny_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     count_by_hand(monkeypatch)
 
 
-def count_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(round_plan, "video_decode_cost", lambda media: replace(TINY, half=True))
-    monkeypatch.setattr(round_plan, "audio_decode_cost", lambda media: TINY)
-    monkeypatch.setattr(round_plan, "text_encoder_cost", lambda: TINY)
-    monkeypatch.setattr(
-        round_plan, "reward_cost", lambda name, media: None if name == "wer_endpoint" else TINY
-    )
-
-
 def planned(gpus: int = 64, *settings_of: str, **changes: Any) -> dict[str, Any]:
     recipe = load_recipe("nava_6b", None, settings_of)
     return plan_alignment(recipe.alignment, ARGS, gpus, **changes)
@@ -218,6 +207,7 @@ def test_memory_of_a_round_has_every_part_and_shrinks_with_the_base(tiny_network
     found = planned()["phases"]["nft"]["memory_per_gpu_gib"]
     assert set(found) == {
         "rollout",
+        "encode texts",
         "decode",
         "update",
         *(f"reward {name}" for name in RECIPE.alignment.rubric.weights()),

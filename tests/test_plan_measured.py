@@ -7,9 +7,6 @@ import pytest
 
 from experiments.benchmarks import planned_memory
 from experiments.benchmarks.planned_memory import CASES, LIMIT, MEASURES, MemoryCase
-from pretrain.model.flavors import flavor
-from pretrain.model.plan import clip_shape, what_fits
-from pretrain.model.plan_setup import Setup
 
 KEPT = Path(__file__).parent.parent / "docs" / "planned_memory.json"
 
@@ -49,11 +46,3 @@ def test_the_command_says_what_is_off(monkeypatch, capsys, tmp_path):
     assert planned_memory.main() == 1
     assert f"more than 10% from the plan: {case.name}" in capsys.readouterr().out
     assert json.loads(file.read_text())["cases"][case.name]["measured_over_planned"] == 2.0
-
-
-def test_lighter_settings_are_asked_for_on_smaller_gpus():
-    args = flavor("nava_6b")
-    found = what_fits(args, clip_shape(args, 145, 704, 1280), Setup(gpus=8))
-    assert found["train"]["24_gb"] == "" and found["generate"]["141_gb"] == "--base bf16"
-    for flags in found.values():
-        assert [bool(way) for way in flags.values()] == sorted(bool(way) for way in flags.values())

@@ -4,33 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
-from experiments.alignment.networks import (
-    ClipMedia,
-    NetworkCost,
-    audio_decode_cost,
-    reward_cost,
-    text_encoder_cost,
-    video_decode_cost,
+from experiments.alignment.beside import (
+    DECODE,
+    DECODERS,
+    SCORED_TOGETHER,
+    TEXT,
+    NetworkCosts,
+    decoders_of,
+    has_published_codec,
+    networks_of,
+    rewards_of,
+    round_moments,
 )
+from experiments.alignment.networks import ClipMedia, NetworkCost
 from finetune.objectives.base import Objective
-from finetune.plan_round import RoundWork, clip_of, round_memory, round_work
+from finetune.plan_round import clip_of, round_work
 from finetune.recipe import AlignConfig
 from pretrain.config import nearest
 from pretrain.model.args import ModelArgs
 from pretrain.model.context_parallel import check_degree
 from pretrain.model.plan import GIB, LIMITS_GB, step_seconds
-from pretrain.model.plan_memory import STATES
-from pretrain.progress import track
+from pretrain.model.plan_beside import PartsByMoment
 
 HOUR_S = 3600
 FP32_SHARE = 67 / 989  # of an H100's or H200's dense bf16 peak, by its data sheet
-DECODE = "decode"
-SCORED_TOGETHER = 8  # clips of a rank in a pass of a reward's network, at most
-
-_Networks = Mapping[str, NetworkCost]
+ENCODE_TEXT = "encode texts"
 
 
 def plan_alignment(
@@ -42,12 +42,15 @@ def plan_alignment(
     peak_tflops: float = 989.0,
     price: float = 0.0,
     seconds_per_clip: Mapping[str, float] | None = None,
+    parked: bool = False,
+    parked_rewards: bool = False,
 ) -> dict[str, Any]:
     """A plan of every objective of the sequence on `gpus` ranks of torchrun, as JSON types.
 
     seconds_per_clip: measured ones of `decode` or a reward on one GPU, in place of those that follow from
-    FLOPs. price: of one GPU for an hour. Raises ValueError for prompts that do not divide over the ranks,
-    sizes that do not split into tokens, numbers out of range and names that are not there.
+    FLOPs. price: of one GPU for an hour. parked, parked_rewards: as of `beside.round_moments`. Raises
+    ValueError for prompts that do not divide over the ranks, sizes that do not split into tokens, numbers out
+    of range and names that are not there.
     """
     measured = dict(seconds_per_clip or {})
     names = [*config.rubric.weights(), *config.rubric.watched]
@@ -58,10 +61,10 @@ def plan_alignment(
     clip = clip_of(config, args)
     rates = _Rates(gpus, mfu, peak_tflops, measured)
     rates.model(0.0)
-    resident = _networks(config, media)
-    decoders = {name: resident[name] for name in ("video", "audio")}
-    rewards = {name: cost for name, cost in resident.items() if name in names}
+    networks = networks_of(args, media, list(config.rubric.weights()))
+    rewards = rewards_of(networks)
     objectives = {objective.name: objective for objective in config.objectives()}
+    beside = (networks, parked, parked_rewards)
     return {
         "gpus": gpus,
         "clip": {
@@ -72,29 +75,22 @@ def plan_alignment(
             "tokens": clip.video + clip.audio,
         },
         "phases": {
-            name: _phase(config, args, objective, decoders, rewards, rates, price, resident)
+            name: {
+                **_phase(config, args, objective, networks, rates, price),
+                **_memory(round_moments(config, args, objective, gpus, *beside)),
+            }
             for name, objective in objectives.items()
         },
-        "not_counted": [
-            name
-            for name in names
-            if name not in {**rewards, **measured} and name not in config.rubric.watched
+        "not_counted": [name for name in config.rubric.weights() if name not in {**rewards, **measured}],
+        "networks_gib": {name: round(cost.weights / GIB, 3) for name, cost in networks.items()},
+        "parked": parked,
+        "parked_rewards": parked_rewards,
+        "assumptions": [
+            *assumptions(config, mfu, peak_tflops, measured),
+            beside_line(args, parked, parked_rewards),
+            *_reuse(config),
         ],
-        "networks_gib": {name: round(cost.weights / GIB, 3) for name, cost in resident.items()},
-        "assumptions": assumptions(config, mfu, peak_tflops, measured),
     }
-
-
-def _networks(config: AlignConfig, media: ClipMedia) -> dict[str, NetworkCost]:
-    """Of the codec and of the rewards that have a network here."""
-    jobs = {
-        "video": partial(video_decode_cost, media),
-        "audio": partial(audio_decode_cost, media),
-        "text": text_encoder_cost,
-        **{name: partial(reward_cost, name, media) for name in config.rubric.weights()},
-    }
-    counted = track(jobs.items(), len(jobs), "networks counted, without weights")
-    return {name: cost for name, job in counted if (cost := job())}
 
 
 class _Rates:
@@ -117,15 +113,13 @@ def _phase(
     config: AlignConfig,
     args: ModelArgs,
     objective: Objective[Any],
-    decoders: _Networks,
-    rewards: _Networks,
+    networks: NetworkCosts,
     rates: _Rates,
     price: float,
-    resident: _Networks,
 ) -> dict[str, Any]:
-    work = round_work(config, args, objective)
+    work, rewards = round_work(config, args, objective), rewards_of(networks)
     clips = work.scored_clips
-    decode = list(decoders.values())
+    decode = list(decoders_of(networks).values())
     parts = {
         "rollout": (work.rollout_flops, rates.model(work.rollout_flops)),
         "held_out": (work.held_out_flops, rates.model(work.held_out_flops)),
@@ -163,41 +157,44 @@ def _phase(
             "gpu_hours": rounds * hours,
             "cost": rounds * hours * price,
         },
-        **_memory(config, args, objective, decoders, rewards, rates.gpus, resident, work),
     }
 
 
-def _memory(
-    config: AlignConfig,
-    args: ModelArgs,
-    objective: Objective[Any],
-    decoders: _Networks,
-    rewards: _Networks,
-    gpus: int,
-    resident: _Networks,
-    work: RoundWork,
-) -> dict[str, Any]:
+def _memory(moments: PartsByMoment) -> dict[str, Any]:
     """GiB per GPU at the peak of each part of a round, and on which sizes of GPU all of them fit."""
-    parts = round_memory(config, args, objective, gpus)
-    networks = sum(cost.weights for cost in resident.values())
-    rolling = parts["rollout"]
-    waiting = sum(rolling[name] for name in STATES if name in rolling) + rolling["gathered_parameters"]
-    together = min(SCORED_TOGETHER, max(1, math.ceil(work.clips / gpus)))
+    sizes = {name: sum(parts.values()) for name, parts in moments.items()}
     peaks = {
-        "rollout": sum(rolling.values()) + networks,
-        DECODE: waiting + networks + rolling["allowance"] + max(cost.peak for cost in decoders.values()),
+        "rollout": sizes["rollout"],
+        **({ENCODE_TEXT: sizes[TEXT]} if TEXT in sizes else {}),
+        **({DECODE: max(sizes[name] for name in DECODERS)} if TEXT in sizes else {}),
         **{
-            f"reward {name}": waiting + networks + rolling["allowance"] + together * cost.peak
-            for name, cost in rewards.items()
+            f"reward {name}": size
+            for name, size in sizes.items()
+            if name not in ("rollout", "update", TEXT, *DECODERS)
         },
-        "update": sum(parts["update"].values()) + networks,
+        "update": sizes["update"],
     }
-    most = max(peaks.values())
+    peak = max(peaks.values())
     return {
         "memory_per_gpu_gib": {name: round(size / GIB, 3) for name, size in peaks.items()},
-        "peak_gib": round(most / GIB, 3),
-        "fits": {f"{size}_gb": most <= size * 1e9 for size in LIMITS_GB},
+        "peak_gib": round(peak / GIB, 3),
+        "fits": {f"{size}_gb": peak <= size * 1e9 for size in LIMITS_GB},
     }
+
+
+def beside_line(args: ModelArgs, parked: bool, parked_rewards: bool | None) -> str:
+    """What is assumed of the networks beside the model, for the reader. parked_rewards: None = no rewards."""
+    codec = (
+        f"the published codec's, {'parked' if parked else 'on the GPU from their first use on'}"
+        if has_published_codec(args)
+        else "none of a codec, since the embedded one computes on the CPU"
+    )
+    kept = "parked but for SyncNet's" if parked_rewards else "on the GPU throughout"
+    rewards = f"; published rewards', {kept}, {SCORED_TOGETHER} clips at most scored together"
+    return (
+        f"networks beside the model: {codec}{'' if parked_rewards is None else rewards}; parked ones are on "
+        "the GPU only while they work; not counted: the speaker's network, first frames"
+    )
 
 
 def assumptions(
@@ -215,9 +212,6 @@ def assumptions(
         f"{FP32_SHARE:.1%} of that: stated, not measured; measured seconds: {given}",
         "not in it: texts' encoding, face detection, spectra and resampling on the host, loops over tokens, "
         "judges, gathers, checkpoints",
-        f"networks are those of the published codec and rewards in one place; {SCORED_TOGETHER} clips at "
-        "most are scored together; all of them stay on the GPU",
-        *_reuse(config),
     ]
 
 

@@ -11,6 +11,7 @@ import tyro
 from experiments.commands.options import JsonFlag, SetOptions, recipe_for
 
 if TYPE_CHECKING:
+    from experiments.commands.plan_setups import PlanOptions, RecipeWork
     from experiments.recipes.base import Recipe
 
 Size = Annotated[int | None, tyro.conf.arg(help="of a clip; default: as the recipe generates")]
@@ -22,15 +23,44 @@ RecipeOrFlavor = Annotated[
 ]
 PeakTflops = Annotated[float, tyro.conf.arg(help="of one GPU; 989 is an H100 or H200 in dense bf16")]
 WorkOption = Annotated[
-    Literal["train", "lora", "align", "generate"],
-    tyro.conf.arg(help="whose memory: train all weights, lora = fine-tune an adapter, align, generate"),
+    Literal["train", "lora", "align", "generate"] | None,
+    tyro.conf.arg(
+        help="whose memory: train all weights (pretrain), lora = fine-tune (finetune), align, generate; "
+        "default: train"
+    ),
+]
+ContextOption = Annotated[
+    int | None, tyro.conf.arg(help="GPUs that share a clip (parallel.context; of generate its --context)")
+]
+ReplicasOption = Annotated[
+    int | None, tyro.conf.arg(help="groups of GPUs that hold all shards (parallel.replicas)")
+]
+CheckpointingOption = Annotated[
+    Literal["none", "selective", "full"] | None,
+    tyro.conf.arg(help="what is recomputed (parallel.activation_checkpointing)"),
+]
+LocalBatchOption = Annotated[
+    int | None,
+    tyro.conf.arg(
+        help="clips of a micro-batch (local_batch_size; of align micro_batch and rollout_batch; of generate "
+        "batch_size)"
+    ),
 ]
 BaseOption = Annotated[
-    Literal["fp32", "bf16", "int8", "fp8", "nf4"],
-    tyro.conf.arg(help="what a frozen base is held in (lora.base)"),
+    Literal["fp32", "bf16", "int8", "fp8", "nf4"] | None,
+    tyro.conf.arg(help="what a frozen model is held in (lora.base; of generate bf16 and quantisation)"),
 ]
+RankOption = Annotated[int | None, tyro.conf.arg(help="of the adapters of lora and align (lora.rank)")]
 MomentsOption = Annotated[
-    Literal["fp32", "8bit", "host"], tyro.conf.arg(help="AdamW's moments: fp32, 8 bits, or in host memory")
+    Literal["fp32", "8bit"] | None,
+    tyro.conf.arg(help="AdamW's moments in training and lora (optimizer.moments)"),
+]
+ParkedFlag = Annotated[
+    bool,
+    tyro.conf.arg(
+        help="align, generate: the codec was imported with `nava codec import --parked`, so text encoder and "
+        "VAEs are on the GPU only while they work; those of rewards are by --set reward_files.parked=true"
+    ),
 ]
 EncodePixels = Annotated[
     float,
@@ -42,8 +72,8 @@ EncodePixels = Annotated[
 AlignFlag = Annotated[
     bool,
     tyro.conf.arg(
-        help="of a round of the recipe's alignment: seconds, memory and cost by part; sizes, LoRA, base, "
-        "checkpointing and micro-batches are those of its `align` section"
+        help="of a round of the recipe's alignment: seconds, memory and cost by part; all that is not given "
+        "is that of its `align` section, the clip's size too"
     ),
 ]
 SecondsPerClip = Annotated[
@@ -67,14 +97,15 @@ def plan(
     height: Size = None,
     width: Size = None,
     fps: Annotated[float | None, tyro.conf.arg(help="of a clip; default: as the recipe generates")] = None,
-    context: Annotated[int, tyro.conf.arg(help="context-parallel degree: GPUs that share a clip")] = 1,
-    replicas: Annotated[int, tyro.conf.arg(help="data-parallel replicas: groups that hold all shards")] = 1,
-    checkpointing: Literal["none", "selective", "full"] = "full",
-    local_batch: int = 1,
-    work: WorkOption = "train",
-    base: BaseOption = "fp32",
-    rank: Annotated[int, tyro.conf.arg(help="of the adapters of lora and align")] = 32,
-    moments: MomentsOption = "fp32",
+    context: ContextOption = None,
+    replicas: ReplicasOption = None,
+    checkpointing: CheckpointingOption = None,
+    local_batch: LocalBatchOption = None,
+    work: WorkOption = None,
+    base: BaseOption = None,
+    rank: RankOption = None,
+    moments: MomentsOption = None,
+    parked: ParkedFlag = False,
     mfu: Annotated[float, tyro.conf.arg(help="assumed model FLOPs utilisation")] = 0.4,
     peak_tflops: PeakTflops = 989.0,
     clips: Annotated[int, tyro.conf.arg(help="of the data set: adds encoding, storage, GPU hours, cost")] = 0,
@@ -89,42 +120,64 @@ def plan(
     """Parameters, tokens, FLOPs, memory per GPU by part, the largest batch, what fits where, days to train.
 
     NAME is a recipe, whose stages (with ./params.yaml if that is for this recipe) give the days and whose
-    `generate` section gives the clip, or a flavor of the model at 145 x 704 x 1280. Nothing is allocated.
-    --clips N --price P adds what N clips and the training cost:
+    `generate` section gives the clip, or a flavor of the model at 145 x 704 x 1280. How the work is spread
+    and held is as the recipe's section for it says (--set too), unless an option says otherwise; of a flavor
+    blocks are recomputed. Nothing is allocated. --clips N --price P adds what N clips and the training cost:
       nava plan nava_6b --gpus 128 --clips 1000000 --price 2.5 --encode-pixels-per-s 4e7
     --align plans a round of the recipe's alignment: nava plan nava_6b --align --gpus 64 --price 2.5
-    With --dry-run the model is also built, cut into the shards of one rank among --gpus, and taken through
-    one step of a tiny clip with simulated collectives.
+    --dry-run also builds the shards of one rank among --gpus, simulates the others, and steps a tiny clip.
     """
-    from experiments.commands.plan_round import check_seconds, plan_round
+    from experiments.commands.plan_round import check_round, plan_round
+    from experiments.commands.plan_setups import PlanOptions, check_options
     from experiments.commands.plan_table import show
-    from pretrain.model.plan import assumptions, plan_model
 
     recipe, sizes = _recipe(name, settings), {"frames": frames, "height": height, "width": width, "fps": fps}
     speed = {"mfu": mfu, "peak_tflops": peak_tflops}
-    check_seconds(seconds_per_clip, align)
+    asked: RecipeWork = "align" if align else work or "train"
+    spread: dict[str, Any] = {"context": context, "replicas": replicas, "checkpointing": checkpointing}
+    held: dict[str, Any] = {"base": base, "rank": rank, "moments": moments, "local_batch": local_batch}
+    options = PlanOptions(gpus=gpus, parked=parked, **spread, **held)
+    check_options(options, asked)
+    check_round(seconds_per_clip, align, work, dry_run, clips or encode_pixels_per_s)
     if align:
-        return plan_round(recipe, gpus, context, replicas, sizes, seconds_per_clip, speed, price, as_json)
-    config = recipe.pretrain if recipe else None
-    flavor_name = config.flavor if config else name
+        return plan_round(recipe, options, sizes, seconds_per_clip, speed, price, as_json)
     clip = _clip_of(recipe, **sizes)
-    spread = {"context": context, "replicas": replicas, "local_batch": local_batch, **_cached(recipe)}
-    held = {"checkpointing": checkpointing, "work": work, "base": base, "rank": rank, "moments": moments}
-    found = plan_model(flavor_name, gpus, **clip, **spread, **held, ema=not config or config.ema_decay > 0)
-    found |= _times(recipe, clip, gpus, **speed)
+    found = _memory(recipe, name, asked, options, clip, speed) | _times(recipe, clip, gpus, **speed)
     rates = {"clips": clips, "price": price, "encode_pixels_per_s": encode_pixels_per_s}
     found |= _costs(recipe, clip, gpus, found, rates)
-    found["assumptions"] = assumptions(checkpointing, mfu, peak_tflops, work, base, moments)
     if dry_run:
-        found["dry_run"] = _rehearsed(flavor_name, config, gpus, context, replicas, checkpointing)
+        found["dry_run"] = _rehearsed(name, recipe, options)
     print(json.dumps(found, indent=1)) if as_json else show(found)
 
 
-def _cached(recipe: Recipe | None) -> dict[str, int]:
-    """Of the recipe's sampler: see `Setup`."""
-    from finetune.plan_round import cached_passes
+def _memory(
+    recipe: Recipe | None,
+    name: str,
+    work: RecipeWork,
+    options: PlanOptions,
+    clip: dict[str, Any],
+    speed: dict[str, float],
+) -> dict[str, Any]:
+    """Sizes, FLOPs and memory of a work, and what fits, with what they rest on."""
+    from experiments.alignment.networks import ClipMedia
+    from experiments.commands.plan_assumptions import assumptions, recipe_lines
+    from experiments.commands.plan_fits import SharedMemory, refusals, what_fits
+    from experiments.commands.plan_setups import SETTINGS, setup_of
+    from pretrain.model.flavors import flavor
+    from pretrain.model.plan import plan_model
 
-    return {"cached_passes": cached_passes(recipe.generate.sampler)} if recipe else {}
+    flavor_name = recipe.pretrain.flavor if recipe else name
+    args, setup = flavor(flavor_name), setup_of(recipe, work, options)
+    media = ClipMedia(**clip)
+    memory = SharedMemory(recipe, media, options, args)
+    found = plan_model(flavor_name, **clip, memory=memory, **dataclasses.asdict(setup))
+    found["fits"] = what_fits(recipe, args, media, options, memory)
+    found["fits_refused"] = {
+        each: why for each, why in refusals(recipe, options).items() if not any(found["fits"][each].values())
+    }
+    found["settings"] = SETTINGS
+    lines = assumptions(setup, args, **speed)
+    return {**found, "assumptions": [*lines, *recipe_lines(recipe, work)]}
 
 
 def _times(
@@ -188,14 +241,10 @@ def _recipe(name: str, settings: tuple[str, ...]) -> Recipe | None:
     return None
 
 
-def _rehearsed(
-    flavor: str, config: Any, gpus: int, context: int, replicas: int, checkpointing: str
-) -> dict[str, Any]:
+def _rehearsed(name: str, recipe: Recipe | None, options: PlanOptions) -> dict[str, Any]:
     from pretrain.dry_run import rehearse
-    from pretrain.recipe import PretrainConfig
+    from pretrain.recipe import ParallelConfig, PretrainConfig
 
-    base = config or dataclasses.replace(PretrainConfig(), flavor=flavor)
-    changed = dataclasses.replace(
-        base.parallel, replicas=replicas, context=context, activation_checkpointing=checkpointing
-    )
-    return rehearse(dataclasses.replace(base, parallel=changed), gpus)
+    of_flavor = ParallelConfig(activation_checkpointing="full")
+    config = recipe.pretrain if recipe else PretrainConfig(flavor=name, parallel=of_flavor)
+    return rehearse(dataclasses.replace(config, parallel=options.parallel(config.parallel)), options.gpus)

@@ -38,6 +38,8 @@ def _round(title: str, phase: dict[str, Any]) -> Table:
             "" if held is None else f"{held:,.1f}",
             f"{part['cost']:,.3f}",
         )
+    for name in memory.keys() - phase["parts"].keys() - {"rollout"}:
+        table.add_row(name, "", "", "", f"{memory[name]:,.1f}", "")  # whose seconds are not counted
     table.add_section()
     flops = sum(part["flops"] for part in phase["parts"].values())
     whole = phase["round"]

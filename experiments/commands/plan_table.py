@@ -13,10 +13,12 @@ GIB = 2**30
 def show(found: dict[str, Any], console: Console | None = None) -> None:
     """Print what `nava plan` found."""
     console = console or Console()
-    tables = [_model(found), _memory(found), _batches(found), _fits(found)]
+    for table in (_model(found), _memory(found), _batches(found), _fits(found)):
+        console.print(table)
+    for line in _legend(found):
+        console.print(f"  {line}")
     more = (("time", _time), ("costs", _costs), ("dry_run", _dry_run))
-    tables += [make(found[key]) for key, make in more if key in found]
-    for table in tables:
+    for table in [make(found[key]) for key, make in more if key in found]:
         console.print(table)
     console.print("Assumptions:")
     for line in found["assumptions"]:
@@ -50,10 +52,8 @@ def _memory(found: dict[str, Any]) -> Table:
         setup["work"]
     ]
     held = "" if setup["work"] == "train" else f", base in {setup['base']}"
-    title = (
-        f"memory per GPU of {work}{held}: {setup['local_batch']} clips, {setup['checkpointing']} "
-        f"checkpointing ({layout})"
-    )
+    recomputed = "" if setup["work"] == "generate" else f", {setup['checkpointing']} checkpointing"
+    title = f"memory per GPU of {work}{held}: {setup['local_batch']} clips{recomputed} ({layout})"
     table = _table(title, "part", "GiB", "")
     for part, size in parts.items():
         if part == "total":
@@ -63,19 +63,36 @@ def _memory(found: dict[str, Any]) -> Table:
 
 
 def _batches(found: dict[str, Any]) -> Table:
-    sizes = _sizes(found["largest_local_batch"])
-    table = _table("largest micro-batch that fits (0 = not one clip)", "checkpointing", *map(_gb, sizes))
-    for mode, fits in found["largest_local_batch"].items():
+    rows, first = found["largest_local_batch"], "checkpointing"
+    sizes = _sizes(rows)
+    if found["setup"]["work"] == "generate":  # nothing is recomputed
+        rows, first = {"": rows["none"]}, ""
+    table = _table("largest micro-batch that fits (0 = not one clip)", first, *map(_gb, sizes))
+    for mode, fits in rows.items():
         table.add_row(mode, *(str(fits[size]) for size in sizes))
     return table
 
 
 def _fits(found: dict[str, Any]) -> Table:
     sizes = _sizes(found["fits"])
-    table = _table("one clip fits with", "", *map(_gb, sizes))
+    table = _table("the recipe's micro-batch fits with", "", *map(_gb, sizes))
     for work, flags in found["fits"].items():
         table.add_row(work, *(flags[size] or "no setting" for size in sizes))
     return table
+
+
+def _legend(found: dict[str, Any]) -> list[str]:
+    """What the options of `fits` are called where the work is started, and works that are refused."""
+    lines: list[str] = []
+    for option, names in found["settings"].items():
+        flag = f"--{option.replace('_', '-')}"
+        here = {
+            name: None
+            for work, name in names.items()
+            if any(flag in flags.split() for flags in found["fits"][work].values())
+        }
+        lines += [f"{flag}: {', '.join(here)}"] if here else []
+    return lines + [f"{work} is refused: {why}" for work, why in found["fits_refused"].items()]
 
 
 def _sizes(rows: dict[str, dict[str, Any]]) -> list[str]:

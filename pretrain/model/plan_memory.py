@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from pretrain.model.args import ModelArgs
@@ -15,30 +16,41 @@ FRAGMENTATION = 0.05  # of everything allocated within a step
 
 
 def memory_parts(args: ModelArgs, clip: ClipShape, setup: Setup) -> dict[str, float]:
-    """Bytes per GPU at the peak of a step, computed in bf16, by part; they sum to what is needed."""
+    """Bytes per GPU at the peak of a step, computed in bf16, by part; they sum to what the model needs."""
     ways = {"generate": generating, "rollout": rolling_out}
     parts = ways.get(setup.work, training)(args, clip, setup)
     if setup.on_cpu:
         return parts
-    passing = sum(size for name, size in parts.items() if name not in STATES)
-    return {**parts, "allowance": RUNTIME_BYTES + FRAGMENTATION * passing}
+    return {**parts, "allowance": allowance(parts)}
 
 
 STATES = ("parameters", "adapters", "gradients", "optimizer", "ema")  # what stays from step to step
 
 
-def largest_local_batch(args: ModelArgs, clip: ClipShape, setup: Setup, limit_bytes: float) -> int:
+def allowance(parts: Mapping[str, float]) -> float:
+    """Bytes that a GPU's libraries and its allocator take beside `parts`."""
+    passing = sum(size for name, size in parts.items() if name not in STATES)
+    return RUNTIME_BYTES + FRAGMENTATION * passing
+
+
+# bytes per GPU by part: `memory_parts`, or that with what is beside the model
+Memory = Callable[[ModelArgs, ClipShape, Setup], Mapping[str, float]]
+
+
+def largest_local_batch(
+    args: ModelArgs, clip: ClipShape, setup: Setup, limit_bytes: float, memory: Memory = memory_parts
+) -> int:
     """Clips of the largest micro-batch that fits; 0 = not even one. Memory grows with the batch."""
-    if _total(args, clip, setup, 1) > limit_bytes:
+
+    def fits(batch: int) -> bool:
+        return sum(memory(args, clip, replace(setup, local_batch=batch)).values()) <= limit_bytes
+
+    if not fits(1):
         return 0
     low, high = 1, 2
-    while _total(args, clip, setup, high) <= limit_bytes:
+    while fits(high):
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if _total(args, clip, setup, middle) <= limit_bytes else (low, middle)
+        low, high = (middle, high) if fits(middle) else (low, middle)
     return low
-
-
-def _total(args: ModelArgs, clip: ClipShape, setup: Setup, batch: int) -> float:
-    return sum(memory_parts(args, clip, replace(setup, local_batch=batch)).values())

@@ -9,7 +9,7 @@ from pretrain.model.plan_sizes import Base
 
 Checkpointing = Literal["none", "selective", "full"]
 PlannedWork = Literal["train", "lora", "align", "rollout", "generate"]
-MomentsFormat = Literal["fp32", "8bit", "host"]
+MomentsFormat = Literal["fp32", "8bit"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,10 @@ class Setup:
     moments: MomentsFormat = "fp32"
     guided: bool = True  # generate, rollout: by the release's sampler; else Euler's, one pass a step
     one_unit: bool = False  # parallel.shard_blocks is off: all blocks are gathered and reduced together
+    reshard: bool = True  # parallel.reshard_after_forward; else what is gathered stays for the backward pass
+    compiled: bool = False  # parallel.compile_blocks; the memory is that of blocks as they are written
+    parked: bool = False  # generate, align: the codec's networks are on the GPU only while they work
+    parked_rewards: bool = False  # align: so are those of rewards that can be (reward_files.parked)
     on_cpu: bool = False  # ranks on a CPU keep all that they gather, and nothing is reserved
 
     def __post_init__(self) -> None:

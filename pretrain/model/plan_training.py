@@ -26,7 +26,7 @@ from pretrain.model.plan_setup import MomentsFormat, Setup
 from pretrain.model.plan_sizes import BF16, FP32, adapter_blocks, base_sizes, sizes_of
 
 # bytes of both of AdamW's moments, per trained parameter, on the GPU; 8 bits: a scale in fp32 for 256 values
-MOMENT_BYTES: dict[MomentsFormat, float] = {"fp32": 8.0, "8bit": 2 * (1 + 4 / 256), "host": 0.0}
+MOMENT_BYTES: dict[MomentsFormat, float] = {"fp32": 8.0, "8bit": 2 * (1 + 4 / 256)}
 # Copies of a micro-batch's latents, fp32
 NOISED_AND_TARGET = 2
 VELOCITY = 1  # held until the backward pass is over
@@ -43,7 +43,8 @@ def training(args: ModelArgs, clip: ClipShape, setup: Setup) -> dict[str, float]
 
 
 def gathered_base(args: ModelArgs, setup: Setup) -> float:
-    """Bytes of weights that are gathered: a block in use and one prefetched, embedders and heads throughout.
+    """Bytes of weights that are gathered: a block in use and one prefetched, embedders and heads throughout;
+    without `reshard` all blocks.
 
     fp32 shards come in bf16, but for the time path; adapters of the blocks with their block.
     """
@@ -55,7 +56,8 @@ def gathered_base(args: ModelArgs, setup: Setup) -> float:
         base = base_sizes(args, setup.base)
         root, blocks = base.root, list(base.blocks)
     units = [block + adapter for block, adapter in zip(blocks, adapters, strict=True)]
-    return float(root + (sum(units) if setup.on_cpu or setup.one_unit else min(2 * max(units), sum(units))))
+    all_stay = setup.on_cpu or setup.one_unit or not setup.reshard
+    return float(root + (sum(units) if all_stay else min(2 * max(units), sum(units))))
 
 
 @dataclass(frozen=True)

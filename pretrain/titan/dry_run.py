@@ -69,8 +69,8 @@ def rehearse_step(run: StageRun, gpus: int) -> dict[str, Any]:
     trainer.take_every_step()
     for module in trainer.model.modules():
         if isinstance(module, FSDPModule) and module is not trainer.model:
-            # as on a GPU: the whole model would not fit
-            module.set_reshard_after_forward(True)
+            # as on a GPU: with the default the whole model would not fit
+            module.set_reshard_after_forward(run.config.parallel.reshard_after_forward)
     built = time.perf_counter()
     assert trainer.dataloader is not None
     batches = list(_first(trainer, 1))
