@@ -138,7 +138,9 @@ def test_the_verb_reads_set_and_says_what_it_cannot_follow(capsys: pytest.Captur
         capsys, "nava_6b", "--work", "lora", "--set", 'finetune.lora.targets=["ffn"]', "--gpus", "8"
     )
     assert any("finetune.lora.targets" in line for line in tuned["assumptions"])
-    assert tuned["setup"]["one_unit"] and tuned["setup"]["checkpointing"] == "none"
+    assert not tuned["setup"]["one_unit"] and tuned["setup"]["checkpointing"] == "full"
+    small = planned(capsys, "mini", "--work", "lora", "--gpus", "8")
+    assert small["setup"]["one_unit"] and small["setup"]["checkpointing"] == "none"
 
 
 def test_without_resharding_all_blocks_are_there_in_bf16() -> None:
@@ -153,9 +155,9 @@ def test_without_resharding_all_blocks_are_there_in_bf16() -> None:
 
 def test_all_weights_of_a_full_fine_tuning_are_planned_as_trained() -> None:
     setup = setup_of(nava_6b("finetune.full=true"), "lora", PlanOptions(gpus=8))
-    assert (setup.work, setup.base, setup.micro_batches) == ("train", "fp32", 1)
+    assert (setup.work, setup.base, setup.micro_batches) == ("train", "fp32", 4)
     with pytest.raises(ValueError, match="training trains all weights"):
-        setup_of(nava_6b("finetune.full=true"), "lora", PlanOptions(base="int8"))
+        setup_of(nava_6b("finetune.full=true"), "lora", PlanOptions(gpus=8, base="int8"))
 
 
 def test_a_step_of_one_micro_batch_holds_no_gradients_of_another() -> None:
@@ -175,7 +177,7 @@ def test_a_step_of_one_micro_batch_holds_no_gradients_of_another() -> None:
         (["--align", "--dry-run"], "--dry-run: of a training"),
         (["--align", "--clips", "5"], "--clips"),
         (["--work", "lora", "--dry-run"], "not of --work lora; leave one out"),
-        (["--work", "lora", "--gpus", "128"], "global_batch_size 8 does not split over 128"),
+        (["--work", "lora", "--gpus", "128"], "global_batch_size 32 does not split over 128"),
         (["--gpus", "24"], "global_batch_size 512 does not split over 24"),
         (["--set", "pretrain.parallel.replicas=3"], "3 replicas x 1 context"),
         (["--local-batch", "3"], "512 does not split over 8 data-parallel ranks x local_batch_size 3"),

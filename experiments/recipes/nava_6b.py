@@ -4,6 +4,7 @@ sections 2 and 3)."""
 from experiments.preparation.config import PrepareConfig
 from experiments.recipes import full_size_alignment
 from experiments.recipes.base import Recipe
+from finetune.sft.config import FinetuneConfig
 from pretrain.data.encoding.config import EncodeConfig
 from pretrain.data.stream.buckets import BucketConfig
 from pretrain.dropout import DropoutConfig
@@ -52,18 +53,40 @@ def nava_6b() -> Recipe:
             mixed_precision="bf16",
             ema_decay=0.9999,
             optimizer=OptimizerConfig(beta1=0.9, beta2=0.999, weight_decay=0.0, grad_clip=1.0),
-            objective=ObjectiveConfig(
-                audio_weight=0.2,
-                levels=LevelConfig(draw="release", weight="release", shift=5.0),
-                dropout=DropoutConfig(text=0.1, modality_mask=0.2, timbre_kept=0.9, first_frame=0.5),
-            ),
+            objective=_objective(),
             checkpoint=CheckpointConfig(interval=500, keep_last=3, keep_every=5000),
             parallel=ParallelConfig(activation_checkpointing="full", compile_blocks=True),
             validate_every=1000,
         ),
+        finetune=_finetuning(),
         align=full_size_alignment.alignment(),
         reward_files=full_size_alignment.reward_files(),
         ray=full_size_alignment.ray(),
+    )
+
+
+def _objective() -> ObjectiveConfig:
+    return ObjectiveConfig(
+        audio_weight=0.2,
+        levels=LevelConfig(draw="release", weight="release", shift=5.0),
+        dropout=DropoutConfig(text=0.1, modality_mask=0.2, timbre_kept=0.9, first_frame=0.5),
+    )
+
+
+def _finetuning() -> FinetuneConfig:
+    """Pretraining's objective, one clip a GPU, everything sharded; rate, batch and steps are ours, and were
+    not tried at this size."""
+    return FinetuneConfig(
+        steps=2000,
+        lr=1e-4,
+        warmup_steps=100,
+        global_batch_size=32,
+        local_batch_size=1,
+        objective=_objective(),
+        parallel=ParallelConfig(activation_checkpointing="full"),
+        checkpoint=CheckpointConfig(interval=250),
+        validate_every=500,
+        clips_every=500,
     )
 
 
