@@ -155,7 +155,7 @@ def test_without_resharding_all_blocks_are_there_in_bf16() -> None:
 
 def test_all_weights_of_a_full_fine_tuning_are_planned_as_trained() -> None:
     setup = setup_of(nava_6b("finetune.full=true"), "lora", PlanOptions(gpus=8))
-    assert (setup.work, setup.base, setup.micro_batches) == ("train", "fp32", 4)
+    assert (setup.work, setup.base, setup.micro_batches) == ("train", "fp32", 2)
     with pytest.raises(ValueError, match="training trains all weights"):
         setup_of(nava_6b("finetune.full=true"), "lora", PlanOptions(gpus=8, base="int8"))
 
