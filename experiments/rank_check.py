@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from pretrain.config import one_line
 from pretrain.files import write_json
@@ -145,12 +146,12 @@ def check_ranks(options: RankCheck, pause: Callable[[str], None] = lambda step: 
     return report
 
 
-def _met(keeps: bool, patience: timedelta) -> dist.Store:
+def _met(keeps: bool, patience: timedelta) -> Store:
     """A connection to the store that torchrun keeps, or rank 0 (`keeps`)."""
     try:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        store = dist.TCPStore(
+        store = TCPStore(
             host,
             port,
             is_master=keeps and not shared,
@@ -160,10 +161,10 @@ def _met(keeps: bool, patience: timedelta) -> dist.Store:
         )
     except (dist.DistNetworkError, dist.DistStoreError, RuntimeError):
         raise _Unanswered([0], "at its address, where the ranks meet") from None
-    return dist.PrefixStore("nava_doctor", store)
+    return PrefixStore("nava_doctor", store)
 
 
-def _all_there(store: dist.Store, rank: int, world_size: int, patience_s: float) -> list[str]:
+def _all_there(store: Store, rank: int, world_size: int, patience_s: float) -> list[str]:
     """Host of each rank; rank 0 says who has not come, to all that wait."""
     store.set(f"here/{rank}", socket.gethostname())
     if rank == 0:
@@ -196,9 +197,7 @@ def _backend(device: torch.device) -> str:
     return "gloo" if device.type == "cpu" else f"{device.type}:nccl,cpu:gloo"
 
 
-def _joined(
-    backend: str, store: dist.Store, rank: int, world_size: int, options: RankCheck
-) -> dist.ProcessGroup:
+def _joined(backend: str, store: Store, rank: int, world_size: int, options: RankCheck) -> dist.ProcessGroup:
     """The default group, whose own timeout is later than what `_Watched` waits; a gloo group for barriers."""
     later = timedelta(seconds=2 * max(options.patience_s, options.setup_s))
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=later)
@@ -248,7 +247,7 @@ class _Watched:
 
     def __init__(
         self,
-        store: dist.Store,
+        store: Store,
         rank: int,
         world_size: int,
         options: RankCheck,
