@@ -63,7 +63,7 @@ class TrainerRank:
         self._lock = FileLock(lock, thread_local=False)
         self._lock.acquire()
         os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
-        with self._in_one_line():
+        with _no_room_in_one_line(self.run):
             self.learner = Learner(self.run, join())
         return str(self.learner.described.facts["checkpoint_id"])
 
@@ -78,11 +78,8 @@ class TrainerRank:
 
         Ray resolves top-level arguments only, so nested references are fetched here.
         """
-        with self._in_one_line():
+        with _no_room_in_one_line(self.run):
             return self.learner.learn(place, index, advantage, [part.rollout for part in made], on_policy)
-
-    def _in_one_line(self) -> AbstractContextManager[None]:
-        return _no_room_in_one_line(self.run)
 
 
 class RolloutWorker:

@@ -74,8 +74,7 @@ def generation_moments(
     """
     step = memory_parts(args, clip, setup)
     waiting = {"parameters": step["parameters"]}
-    codec = {name: cost for name, cost in networks.items() if name in (*DECODERS, TEXT)}
-    return moments_beside({"step": step}, waiting, _codec(codec, setup.parked, max(1, setup.local_batch)))
+    return moments_beside({"step": step}, waiting, _codec(networks, setup.parked, max(1, setup.local_batch)))
 
 
 def round_moments(
@@ -98,15 +97,14 @@ def round_moments(
     waiting = {name: rolling[name] for name in (*STATES, "gathered_parameters") if name in rolling}
     together = min(SCORED_TOGETHER, max(1, math.ceil(clips / gpus)))
     texts = _texts(config, objective, gpus)
-    codec = {name: cost for name, cost in networks.items() if name in (*DECODERS, TEXT)}
-    beside = _codec(codec, parked, together, texts) | {
+    beside = _codec(networks, parked, together, texts) | {
         name: Beside("rewards", cost.weights, together * cost.peak, parked_rewards and _can_be_parked(name))
         for name, cost in rewards_of(networks).items()
     }
     return moments_beside(steps, waiting, beside)
 
 
-def _codec(codec: NetworkCosts, parked: bool, together: int, texts: int = 0) -> dict[str, Beside]:
+def _codec(networks: NetworkCosts, parked: bool, together: int, texts: int = 0) -> dict[str, Beside]:
     """together: clips that are decoded at once; texts: that are encoded at once, 0 = one of each clip."""
     at_once = {"video": 1, "audio": together, TEXT: min(TEXTS_TOGETHER, texts or together)}
     return {
@@ -116,7 +114,8 @@ def _codec(codec: NetworkCosts, parked: bool, together: int, texts: int = 0) -> 
             at_once[name] * cost.peak,
             parked,
         )
-        for name, cost in codec.items()
+        for name, cost in networks.items()
+        if name in at_once
     }
 
 

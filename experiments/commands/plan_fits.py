@@ -18,13 +18,11 @@ from experiments.commands.plan_setups import (
     with_micro_batch,
 )
 from pretrain.model.args import ModelArgs
-from pretrain.model.context_parallel import check_degree, check_split
 from pretrain.model.flops import ClipShape
-from pretrain.model.plan import LIMITS_GB, clip_shape
+from pretrain.model.plan import LIMITS_GB, check_context, clip_shape
 from pretrain.model.plan_beside import most
 from pretrain.model.plan_memory import memory_parts
 from pretrain.model.plan_setup import Setup
-from pretrain.types import PIXELS_PER_LATENT, num_video_latents
 
 if TYPE_CHECKING:
     from experiments.recipes.base import Recipe
@@ -94,14 +92,14 @@ def what_fits(
     GPUs that share a clip. Settings that the recipe's section for the work refuses are not tried.
     """
     found: dict[str, dict[str, str]] = {}
+    clip = clip_shape(args, media.frames, media.height, media.width, media.fps)
     for work in WORKS:
         sizes = {f"{size}_gb": size * 1e9 for size in LIMITS_GB}
         found[work] = dict.fromkeys(sizes, "")
-        for way, setup in _setups(recipe, work, options, args, media):
+        for way, setup in _setups(recipe, work, options, args, media, clip):
             left = [name for name, flags in found[work].items() if not flags]
             if not left:
                 break
-            clip = clip_shape(args, media.frames, media.height, media.width, media.fps)
             needed = sum(memory(args, clip, setup).values())
             found[work] |= {name: flags_of(way) for name in left if needed <= sizes[name]}
     return found
@@ -132,7 +130,12 @@ def flags_of(way: Way) -> str:
 
 
 def _setups(
-    recipe: Recipe | None, work: RecipeWork, options: PlanOptions, args: ModelArgs, media: ClipMedia
+    recipe: Recipe | None,
+    work: RecipeWork,
+    options: PlanOptions,
+    args: ModelArgs,
+    media: ClipMedia,
+    clip: ClipShape,
 ) -> Iterator[tuple[Way, Setup]]:
     """Each way and its setup, lightest first."""
     rewards = recipe is not None and work == "align"
@@ -140,7 +143,8 @@ def _setups(
         given = {name: value for name, value in way.items() if name != "parked_rewards"}
         try:
             setup = setup_of(recipe, work, replace(options.of(work), **given))
-            _check_context(args, media, setup.context)
+            size = media.frames, media.height, media.width
+            check_context(args, clip, *size, setup.context)
         except ValueError:
             continue
         if rewards and way.get("parked_rewards"):
@@ -188,11 +192,3 @@ def _spreads(recipe: Recipe | None, work: RecipeWork, options: PlanOptions) -> I
         changes["replicas"] = 1
         yield dict(changes)
     yield from ({**changes, "context": context} for context in CONTEXTS if context > own.context)
-
-
-def _check_context(args: ModelArgs, media: ClipMedia, context: int) -> None:
-    cell = PIXELS_PER_LATENT * args.patch_size
-    rows, columns = media.height // cell, media.width // cell
-    clip = clip_shape(args, media.frames, media.height, media.width, media.fps)
-    check_degree(args, context)
-    check_split(num_video_latents(media.frames), rows, columns, clip.audio, context, "plan")

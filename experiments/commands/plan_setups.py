@@ -20,14 +20,7 @@ if TYPE_CHECKING:
     from experiments.recipes.base import Recipe
 
 RecipeWork = Literal["train", "lora", "align", "generate"]
-# options that say something about each work
-BELONGS: dict[RecipeWork, tuple[str, ...]] = {
-    "train": ("context", "replicas", "checkpointing", "local_batch", "moments"),
-    "lora": ("context", "replicas", "checkpointing", "local_batch", "base", "rank", "moments"),
-    "align": ("context", "replicas", "checkpointing", "local_batch", "base", "rank", "parked"),
-    "generate": ("context", "local_batch", "base", "parked"),
-}
-# option -> the setting that it stands for, by work
+# option -> the setting that it stands for, by the works of which it says something
 SETTINGS: dict[str, dict[RecipeWork, str]] = {
     "context": {
         "train": "pretrain.parallel.context",
@@ -85,7 +78,8 @@ class PlanOptions:
 
     def of(self, work: RecipeWork) -> PlanOptions:
         """Those that belong to a work."""
-        left = {name: False if name == "parked" else None for name in self.given().keys() - {*BELONGS[work]}}
+        others = (name for name in self.given() if work not in SETTINGS[name])
+        left = {name: False if name == "parked" else None for name in others}
         return replace(self, **left)
 
     def parallel(self, config: ParallelConfig) -> ParallelConfig:
@@ -98,11 +92,10 @@ class PlanOptions:
 def check_options(options: PlanOptions, work: RecipeWork) -> None:
     """Raises ValueError for an option that says nothing about this work."""
     for name in options.given():
-        if name not in BELONGS[work]:
-            works = [each for each, names in BELONGS.items() if name in names]
+        if work not in SETTINGS[name]:
             flag = f"--{name.replace('_', '-')}"
             raise ValueError(
-                f"{flag}: nothing of --work {work} depends on it, only of {', '.join(works)}; leave it out"
+                f"{flag}: nothing of --work {work} depends on it, only of {', '.join(SETTINGS[name])}; leave it out"
             )
 
 

@@ -66,11 +66,8 @@ def plan_model(
     """
     args = flavor(name)
     setup = Setup(gpus=gpus, **more)
-    context = setup.context
-    check_degree(args, context)
-    cell = PIXELS_PER_LATENT * args.patch_size
     clip, sizes = clip_shape(args, frames, height, width, fps, context_tokens), sizes_of(args)
-    check_split(num_video_latents(frames), height // cell, width // cell, clip.audio, context, "plan")
+    check_context(args, clip, frames, height, width, setup.context)
     parts = memory(args, clip, setup)
     return {
         "flavor": name,
@@ -87,6 +84,15 @@ def plan_model(
         },
         "largest_local_batch": _largest(args, clip, setup, memory),
     }
+
+
+def check_context(
+    args: ModelArgs, clip: ClipShape, frames: int, height: int, width: int, context: int
+) -> None:
+    """Raises ValueError where `context` GPUs cannot share a clip of that size and shape."""
+    check_degree(args, context)
+    cell = PIXELS_PER_LATENT * args.patch_size
+    check_split(num_video_latents(frames), height // cell, width // cell, clip.audio, context, "plan")
 
 
 def clip_shape(
