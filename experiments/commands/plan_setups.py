@@ -93,10 +93,8 @@ def check_options(options: PlanOptions, work: RecipeWork) -> None:
     """Raises ValueError for an option that says nothing about this work."""
     for name in options.given():
         if work not in SETTINGS[name]:
-            flag = f"--{name.replace('_', '-')}"
-            raise ValueError(
-                f"{flag}: nothing of --work {work} depends on it, only of {', '.join(SETTINGS[name])}; leave it out"
-            )
+            flag, works = f"--{name.replace('_', '-')}", ", ".join(SETTINGS[name])
+            raise ValueError(f"{flag}: nothing of --work {work} depends on it, only of {works}; leave it out")
 
 
 def setup_of(recipe: Recipe | None, work: RecipeWork, options: PlanOptions) -> Setup:
