@@ -64,8 +64,8 @@ class LoraPolicy:
         conditioning: Conditioning,
         scales: GuidanceScales,
         voiced: bool | None = None,
-        negative: Conditioning | None = None,
         cache: FeatureCache | None = None,
+        negative: Conditioning | None = None,
     ) -> Velocity:
         """Guided velocity, without gradient; for rollouts. cache: of the sampling that this is a step of.
 

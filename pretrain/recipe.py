@@ -11,11 +11,11 @@ from typing import Literal, get_args
 from pretrain.config import ADDED, nearest, to_json
 from pretrain.model.context_parallel import check_degree
 from pretrain.model.flavors import flavor
+from pretrain.model.plan_setup import MomentsFormat
 from pretrain.objective import ObjectiveConfig
 from pretrain.randomness import stable_hash
 from pretrain.schedule import StageConfig
 
-MomentsKind = Literal["fp32", "8bit"]
 Float8Recipe = Literal["none", "tensorwise", "rowwise", "rowwise_with_gw_hp"]
 
 
@@ -29,10 +29,10 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     grad_clip: float = 1.0  # global gradient norm
     # 8bit: both moments as codes with a scale per 64 to 256 values, by torchao's rounding; needs torchao
-    moments: MomentsKind = field(default="fp32", metadata={ADDED: True})
+    moments: MomentsFormat = field(default="fp32", metadata={ADDED: True})
 
     def __post_init__(self) -> None:
-        _one_of("optimizer.moments", self.moments, get_args(MomentsKind))
+        _one_of("optimizer.moments", self.moments, get_args(MomentsFormat))
 
 
 @dataclass(frozen=True, kw_only=True)
