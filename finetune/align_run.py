@@ -17,7 +17,7 @@ from finetune.recipe import AlignConfig, RubricConfig
 from finetune.rollout_store import INDEX
 from pretrain.config import from_json, to_json
 from pretrain.files import read_json, sha256_of, write_json
-from pretrain.launch.identity import Identity, flat, split
+from pretrain.launch.identity import SPEED_OPTIONS, Identity, flat, split
 from pretrain.launch.stage_run import model_config
 from pretrain.launch.torchrun import RESOLVED
 from pretrain.randomness import stable_hash
@@ -163,6 +163,10 @@ class AlignRun:
         fields = used_settings(to_json(self.config))
         for name in ("checkpoint_every", "keep_last", "samples"):
             del fields[name]
+        fields["reward_options"] = {
+            reward: {name: value for name, value in options.items() if name not in SPEED_OPTIONS}
+            for reward, options in fields["reward_options"].items()
+        }
         fields |= {"parallel": to_json(AlignConfig().parallel)}
         fields |= {name: getattr(AlignConfig, name) for name in ("max_flat_rounds", "max_skips")}
         fields["rubric"] = {**fields["rubric"], "allow_prompt_blind": RubricConfig.allow_prompt_blind}

@@ -20,10 +20,20 @@ from finetune.sft.config import FinetuneConfig
 from pretrain.config import override, to_json
 from pretrain.files import write_json
 from pretrain.launch.continuing import claim, recorded, verdict_of
-from pretrain.launch.identity import Difference, Identity, difference, flat, is_neutral, split
+from pretrain.launch.identity import (
+    SPEED_OPTIONS,
+    Difference,
+    Identity,
+    difference,
+    flat,
+    is_neutral,
+    split,
+)
 from pretrain.launch.stage_run import StageRun, check_run_folder
 from pretrain.launch.torchrun import IDENTITY
 from pretrain.recipe import PretrainConfig, recipe_hash
+from rewards.catalog import CATALOG
+from rewards.recipes.base import SPEED_ONLY
 
 
 def words(text: str, prefix: str = "") -> set[str]:
@@ -158,7 +168,7 @@ identities = st.builds(
     inputs=st.dictionaries(names, st.sampled_from(["x", "y"])),
     parents=st.dictionaries(names, st.sampled_from(["x", "y"])),
     code=st.dictionaries(names, st.sampled_from(["x", "y"])),
-    neutral=st.dictionaries(names, st.integers(0, 2)),
+    neutral=st.dictionaries(st.sampled_from(["n.a", "n.b"]), st.integers(0, 2)),
 )
 
 
@@ -172,6 +182,39 @@ def test_a_difference_is_empty_for_equals_and_turns_around(a: Identity, b: Ident
     assert difference(a, b) == difference(a, other_code)
     same = (a.settings, a.inputs, a.parents) == (b.settings, b.inputs, b.parents)
     assert (difference(a, b) == []) == same
+
+
+def test_options_of_rewards_are_neutral_where_they_change_no_score(tmp_path: Path) -> None:
+    marked, counting = set(), set()
+    for entry in CATALOG.values():
+        for item in dataclasses.fields(entry.options):
+            (marked if SPEED_ONLY.items() <= item.metadata.items() else counting).add(item.name)
+    assert set(SPEED_OPTIONS) == marked and not marked & counting
+    for place in ("reward_options", "scorer.options"):
+        assert all(is_neutral(f"{place}.wer_whisper.{name}", "align") for name in marked)
+        assert not any(is_neutral(f"{place}.wer_whisper.{name}", "align") for name in counting)
+
+    def run(device: str, beam: int) -> AlignRun:
+        options = {"wer_whisper": {"device": device, "beam": beam}}
+        config = dataclasses.replace(align_config(), reward_options=options)
+        return dataclasses.replace(whole, config=config, scorer=(name, {**given, "options": options}))
+
+    whole = align_run(write_world(tmp_path / "world"), tmp_path / "align", align_config())
+    name, given = whole.scorer
+    before, elsewhere, other = run("cuda", 1), run("cpu", 1), run("cuda", 2)
+    assert difference(before.depends(), elsewhere.depends()) == []
+    assert before.recipe_hash() == elsewhere.recipe_hash() != other.recipe_hash()
+    assert {each.field for each in difference(before.depends(), other.depends())} == {
+        "reward_options.wer_whisper.beam",
+        "scorer.options.wer_whisper.beam",
+    }
+
+
+def test_a_field_that_became_neutral_is_no_difference_to_an_earlier_identity() -> None:
+    before = Identity(settings={"lr": 0.1, "device": "cpu"})
+    after = Identity(settings={"lr": 0.1}, neutral={"device": "cuda"})
+    assert difference(before, after) == difference(after, before) == []
+    assert difference(before, after, ("neutral",)) == [("device", None, "cuda")]
 
 
 def test_a_difference_names_the_field_with_both_values() -> None:

@@ -15,6 +15,19 @@ from typing import Any, NamedTuple, Self
 
 from pretrain.config import INLINE
 
+# Options of a reward that change no score: those that its recipe in `rewards` marks as SPEED_ONLY
+SPEED_OPTIONS = (
+    "device",
+    "parked",
+    "batch_size",
+    "num_processes",
+    "concurrency",
+    "num_tries",
+    "timeout_s",
+    "token_file",
+    "token_variable",
+)
+
 # Section of a recipe -> patterns of its fields that change no number of the result: what is logged, measured
 # and kept, how far reading runs ahead, how work is cut over ranks and memory (which changes the order of sums
 # and so their rounding, as the number of ranks does), and limits that only end a run.
@@ -62,6 +75,7 @@ NEUTRAL: Mapping[str, tuple[str, ...]] = {
         "rubric.allow_prompt_blind",
         "*.micro_batch",
         "*.rollout_batch",
+        *(f"{options}.*.{name}" for options in ("reward_options", "scorer.options") for name in SPEED_OPTIONS),
     ),
 }
 COUNTING = ("settings", "inputs", "parents")
@@ -108,14 +122,17 @@ class Identity:
 def difference(before: Identity, after: Identity, parts: Sequence[str] = COUNTING) -> list[Difference]:
     """(field, before, after) of every field of `parts` that differs, sorted by part and name."""
     found: list[Difference] = []
+    neutral = {*before.neutral, *after.neutral}
     for part in parts:
+        # a field that a later version knows to be neutral was among the settings of an earlier one
+        moved = neutral if part == "settings" else set()
         old, new = getattr(before, part), getattr(after, part)
         if part == "code" and not (old and new):
             continue
         prefix = "" if part in ("settings", "neutral") else f"{part}."
         found += [
             Difference(f"{prefix}{name}", old.get(name), new.get(name))
-            for name in sorted({*old, *new})
+            for name in sorted({*old, *new} - moved)
             if old.get(name) != new.get(name)
         ]
     return found
