@@ -1,6 +1,7 @@
 """The claims' registry, the table that its scores give, and the page that is made of the JSON alone."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from pretrain.generation.config import GenerateConfig
 from pretrain.recipe import PretrainConfig
 
 CONFIG = ClaimsConfig(noise_seeds=2, num_prompts=20, scales=(1.0, 4.0), resamples=200)
-CLAIMS = all_claims(CONFIG)
+CLAIMS = all_claims(CONFIG, load_recipe("mini").pretrain)
 
 
 @pytest.fixture
@@ -108,6 +109,7 @@ def test_rows_without_scores_say_so_and_the_others_have_their_verdict(units):
     page = page_of(table, units)
     assert page.count("0 seeds: not run") == len(CLAIMS) - 1
     assert "| **favours** |" in page and "Not run: 4 against 0." in page
+    assert re.search(r"^\| align 2 \(decides\) \| \*\*", page, re.M)  # told apart from no guidance
     assert "`nava study claims mini --rows schedule_mixed`" in page
 
 

@@ -9,6 +9,7 @@ from titan_world import write_latents
 
 from experiments.layout import Layout
 from experiments.studies.claims.config import ClaimsConfig
+from experiments.studies.claims.one_unit import core_seconds
 from experiments.studies.claims.run import METRICS, ClaimsRecipe, study_claims
 from pretrain.generation.config import GenerateConfig
 from pretrain.launch.launch import StageResult
@@ -134,12 +135,57 @@ def test_rates_are_tried_once_and_the_best_is_trained_with_the_other_seeds(machi
     row = study["claims"]["paradigm_unified"]
     assert row["seeds"] == 2 and row["verdict"] == "not told apart"
     assert {"sync_judge", "validation/T2V/video"} <= row["contrasts"][0]["differences"].keys()
+    made = row["arms"]["unified_own_rate"]
+    weight = recipe.pretrain.objective.video_weight + recipe.pretrain.objective.audio_weight
+    assert made["rates"] == {"1": pytest.approx(weight * lr), "2": pytest.approx(2 * weight * lr)}
+    assert (made["flavor"], made["steps_beyond"], row["arms"].keys()) == (
+        "unified",
+        0,
+        {"nava_own_rate", "unified_own_rate"},
+    )
+    page = (layout.out / "study" / "claims.md").read_text()
+    assert "1 of the recipe's, the lowest tried (validation loss 1: " in page
+    folders = list((layout.out / "study" / "claims" / "runs").glob("*"))
+    cost = sum(core_seconds(folder) for folder in folders) / 3600
+    assert len(folders) == 6 and row["core_hours"] == pytest.approx(cost, abs=5e-4)  # with the trials
 
 
 def test_arms_of_several_rows_are_trained_once_and_one_seed_is_no_verdict(machine, layout, recipe, tmp_path):
-    one = replace(recipe, claims=replace(CONFIG, seeds=1))
+    stages = dict(recipe.pretrain.stages)
+    stages["stage2"] = replace(stages["stage2"], lr=stages["stage1"].lr / 2)
+    pretrain = replace(recipe.pretrain, stages=stages)
+    one = replace(recipe, claims=replace(CONFIG, seeds=1), pretrain=pretrain)
     study = study_claims(one, layout, tmp_path / "no_model", ["masking", "warm_start"])
     assert [name for name, _ in machine.trained] == ["mini"] * 3  # recipe, unmasked, from_video
     assert study["claims"]["masking"]["verdict"] == "one seed"
     assert "one seed: no verdict" in (layout.out / "study" / "claims.md").read_text()
     assert len(machine.made) == 3 + 2 + 1  # the recipe's model also for the row on the warm start
+    warm = study["claims"]["warm_start"]
+    assert warm["arms"]["from_video"]["steps_beyond"] == 25 and warm["arms"]["recipe"]["steps_beyond"] == 0
+    assert warm["arms"]["from_video"]["flops"] > 1.1 * warm["arms"]["recipe"]["flops"]
+    forgotten = warm["contrasts"][1]["differences"]
+    assert [*forgotten] == ["validation/T2V/video"]  # of a stage there is no clip
+    assert forgotten["validation/T2V/video"]["mean"] == pytest.approx(-stages["stage2"].lr, abs=1e-6)
+
+
+def test_rows_that_a_recipe_cannot_be_asked_are_refused_before_anything_runs(
+    machine, layout, recipe, tmp_path
+):
+    def study(rows, only_page=False, **pretrain):
+        changed = replace(recipe, pretrain=replace(recipe.pretrain, **pretrain))
+        return study_claims(changed, layout, tmp_path / "model", rows, only_page)
+
+    with pytest.raises(
+        ValueError, match=r"claim schedule_mixed: it needs 3 stages, the recipe has 2; .*--rows"
+    ):
+        study(["schedule_mixed"])
+    with pytest.raises(
+        ValueError, match=r"claim rotary: .* size of `mini`, the recipe's flavor is `dual_tower`"
+    ):
+        study(["rotary"], flavor="dual_tower")
+    with pytest.raises(ValueError, match="claim schedule_mixed: "):
+        study([])
+    assert not machine.trained and not machine.made
+    page = study([], only_page=True, flavor="dual_tower")
+    assert page["claims"]["rotary"]["refused"] and not page["claims"]["masking"]["refused"]
+    assert "not asked of this recipe: its arms are" in (layout.out / "study" / "claims.md").read_text()

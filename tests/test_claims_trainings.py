@@ -149,7 +149,7 @@ def test_the_best_rate_is_known_when_all_were_tried(trainings):
 
 def test_trials_come_first_and_the_chosen_one_is_not_trained_again(trainings):
     units = ClaimUnits(trainings.config, GenerateConfig(), trainings, "", {})
-    rows = training_rows()
+    rows = training_rows(ClaimsConfig(), recipe())
     first = units.needed([rows["paradigm_unified"]])
     assert [unit.label for unit in first] == [
         f"{name}_own_rate-seed0 at {rate} of its rate"
@@ -167,7 +167,7 @@ def test_trials_come_first_and_the_chosen_one_is_not_trained_again(trainings):
 
 def test_rows_share_their_trainings(trainings):
     units = ClaimUnits(trainings.config, GenerateConfig(), trainings, "", {})
-    rows = training_rows()
+    rows = training_rows(ClaimsConfig(), recipe())
     needed = units.needed([rows["rotary"], rows["masking"], rows["timbre_form"]])
     assert len(needed) == 3 * 4  # recipe, plain_rope, unmasked, timbre_replaces
     assert [unit.seed for unit in needed] == sorted(unit.seed for unit in needed)

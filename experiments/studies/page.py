@@ -19,7 +19,7 @@ def render(study: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    filters = (interval, signed, percent, bold, arrow, counts)
+    filters = (interval, signed, percent, bold, arrow, counts, chosen_rate)
     pages.filters |= {one.__name__: one for one in filters}
     return pages.get_template(f"{study['study']}.md.j2").render(study)
 
@@ -47,11 +47,24 @@ def percent(found: Found) -> str:
 
 def bold(text: str, difference: Found | None) -> str:
     """Bold if the interval of the difference excludes 0."""
-    return f"**{text}**" if difference and difference["verdict"] in ("better", "worse") else text
+    apart = difference and difference["verdict"] in ("better", "worse", "favours", "against")
+    return f"**{text}**" if apart else text
 
 
 def arrow(name: str, metrics: Mapping[str, Mapping[str, bool]]) -> str:
     return f"{name} {'↑' if metrics[name]['higher_is_better'] else '↓'}"
+
+
+def chosen_rate(losses: Mapping[str, float]) -> str:
+    """The factor of the recipe's learning rates with the lowest loss, those tried, and whether it lies at
+    their end, so that a still better one may lie beyond."""
+    if not losses:
+        return "the recipe's"
+    tried = sorted(losses, key=float)
+    best = min(tried, key=lambda factor: losses[factor])
+    end = {tried[0]: ", the lowest tried", tried[-1]: ", the highest tried"}.get(best, "")
+    said = ", ".join(f"{factor}: {losses[factor]:.3f}" for factor in tried)
+    return f"{best} of the recipe's{end} (validation loss {said})"
 
 
 def counts(reasons: Mapping[str, int]) -> str:

@@ -30,11 +30,16 @@ class ClaimArm:
 
 @dataclass(frozen=True)
 class Contrast:
-    """`ours` minus `theirs`, of the same prompts and seeds; by the claim, ours is the better."""
+    """`ours` minus `theirs`, of the same prompts and seeds; by the claim, ours is the better.
+
+    after: theirs is taken at the end of that stage of its training, of which there are validation losses
+    only; "" = at the end of all.
+    """
 
     about: str
     ours: ClaimCell
     theirs: ClaimCell
+    after: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,8 @@ class Claim:
     """One row of the page.
 
     measure: the metric, or validation loss, by which the first contrast decides. Without arms the row samples
-    from the model that is there. samplings: guidance by name, None = the recipe's.
+    from the model that is there. samplings: guidance by name, None = the recipe's. flavor: the only one of
+    which the row can be asked, as its arms are of that size; "" = of any. num_stages: that a recipe needs.
     """
 
     says: str
@@ -53,6 +59,8 @@ class Claim:
     arms: Mapping[str, ClaimArm] = field(default_factory=dict)
     samplings: Mapping[str, GuidanceScales | None] = field(default_factory=lambda: {AS_RECIPE: None})
     prompts: str = "pretrain_seen"
+    flavor: str = ""
+    num_stages: int = 1
 
     def __post_init__(self) -> None:
         arms = {*self.arms} or {GIVEN}
@@ -64,6 +72,14 @@ class Claim:
     @property
     def trains(self) -> bool:
         return bool(self.arms)
+
+    def refusal(self, recipe: PretrainConfig) -> str:
+        """Why the row cannot be asked of the recipe; "" = it can."""
+        if self.trains and self.flavor not in ("", recipe.flavor):
+            return f"its arms are of the size of `{self.flavor}`, the recipe's flavor is `{recipe.flavor}`"
+        if self.trains and len(recipe.stages) < self.num_stages:
+            return f"it needs {self.num_stages} stages, the recipe has {len(recipe.stages)}"
+        return ""
 
     @property
     def cells(self) -> list[ClaimCell]:

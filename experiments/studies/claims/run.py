@@ -55,9 +55,9 @@ class ClaimsRecipe:
     score: ScoreConfig = field(default_factory=ScoreConfig)
 
 
-def all_claims(config: ClaimsConfig) -> dict[str, Claim]:
-    """Every row of the page, by name."""
-    return {**guidance_rows(config.scales), **training_rows()}
+def all_claims(config: ClaimsConfig, recipe: PretrainConfig) -> dict[str, Claim]:
+    """Every row of the page, by name, in the words of the recipe's numbers."""
+    return {**guidance_rows(config.scales), **training_rows(config, recipe)}
 
 
 def study_claims(
@@ -75,10 +75,9 @@ def study_claims(
     settings and data are the same. Raises FileNotFoundError or ValueError in one line before anything runs,
     Interrupted on a signal.
     """
-    claims = all_claims(recipe.claims)
-    for name in rows:
-        if name not in claims:
-            raise ValueError(f"--rows: unknown row {name!r}; {nearest(name, claims)}")
+    claims = all_claims(recipe.claims, recipe.pretrain)
+    if not only_page:
+        _check_rows(claims, rows, recipe.pretrain)
     asked = [claims[name] for name in rows or claims]
     folder = layout.out / "study" / NAME
     inputs = _inputs(layout, model, claims.values(), [] if only_page else asked)
@@ -93,7 +92,11 @@ def study_claims(
     with study.tracked():
         if not only_page:
             _run(study, units, asked, metrics, model)
-        trained = {name for name, claim in claims.items() if claim.trains and _begun(units, claim)}
+        trained = {
+            name
+            for name, claim in claims.items()
+            if claim.trains and not claim.refusal(recipe.pretrain) and _begun(units, claim)
+        }
         table = tabulate(claims, units, trained, recipe.name)
         return study.publish(_found(table, units, metrics), draw)
 
@@ -121,6 +124,17 @@ def _run(
             lambda run, runner=runner, by=by_label: partial(runner, run, by[str(run.folder)]),
             core_shares(config.parallel_runs),
         )
+
+
+def _check_rows(claims: Mapping[str, Claim], rows: Sequence[str], recipe: PretrainConfig) -> None:
+    """Raises ValueError for rows that there are not, and for those that cannot be asked of the recipe."""
+    for name in rows:
+        if name not in claims:
+            raise ValueError(f"--rows: unknown row {name!r}; {nearest(name, claims)}")
+    possible = " ".join(name for name, claim in claims.items() if not claim.refusal(recipe))
+    for name in rows or claims:
+        if reason := claims[name].refusal(recipe):
+            raise ValueError(f"claim {name}: {reason}; name the rows that can be asked: --rows {possible}")
 
 
 def _begun(units: ClaimUnits, claim: Claim) -> bool:

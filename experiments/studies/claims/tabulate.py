@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.scoring.statistics import ClipDraws, SeedTerms, Table, mean_over_seeds
 from experiments.studies.claims.one_unit import core_seconds
-from experiments.studies.claims.registry import VALIDATION, Claim, ClaimCell
+from experiments.studies.claims.registry import VALIDATION, Claim, ClaimCell, Contrast
 from experiments.studies.claims.units import ClaimUnits
 from experiments.studies.claims.verdict import NOT_MEASURED, NOT_RUN, compared
 from experiments.studies.tables import check_prompts, unscored
@@ -23,7 +23,8 @@ def tabulate(
     claims: Mapping[str, Claim], units: ClaimUnits, trained: set[str], recipe: str
 ) -> dict[str, dict[str, Any]]:
     """`{name: {says, where, asked, command, seeds, seeds_wanted, prompts, verdict, decides, contrasts, cells,
-    core_hours}}`.
+    core_hours, arms, refused}}`. arms: how each was trained (`Trainings.described`); refused: why the row
+    cannot be asked of this recipe.
 
     A seed counts where the deciding contrast has its scores, another contrast is there where all seeds that
     count have it. trained: names of the claims whose trainings
@@ -51,6 +52,9 @@ def _there(claim: Claim, units: ClaimUnits) -> tuple[dict[ClaimCell, list[Mappin
     """Scores of the seeds that count, of every cell that they all have, and all folders of the claim."""
     found = {seed: {cell: units.of(claim, cell, seed) for cell in claim.cells} for seed in units.seeds(claim)}
     folders = {known[0].folder for cells in found.values() for known in cells.values() if known}
+    for arm in claim.arms.values():
+        trials = units.trainings.trials(arm) if arm.own_rate else {}
+        folders |= {units.trainings.folder(0, trial) for trial in trials.values()}
     files = {
         seed: {cell: known for cell, known in cells.items() if known and known[1].is_file()}
         for seed, cells in found.items()
@@ -63,7 +67,7 @@ def _there(claim: Claim, units: ClaimUnits) -> tuple[dict[ClaimCell, list[Mappin
         for cell in shared:
             unit, path = cells[cell]
             content = read_json(path, f"remove {unit.folder}")
-            scores[cell].append({**content, "validation": _validation(unit.folder)})
+            scores[cell].append({**content, "stages": _validation(unit.folder)})
     return scores, folders
 
 
@@ -71,11 +75,10 @@ def _nothing(claim: Claim) -> tuple[dict[ClaimCell, list[Mapping[str, Any]]], se
     return {}, set()
 
 
-def _validation(folder: Path) -> dict[str, float]:
-    """The validation losses at the end of the last stage."""
+def _validation(folder: Path) -> dict[str, dict[str, float]]:
+    """The validation losses at the end of each stage."""
     path = folder / VALIDATION
-    stages = read_json(path, f"remove {folder}") if path.is_file() else {}
-    return list(stages.values())[-1] if stages else {}
+    return read_json(path, f"remove {folder}") if path.is_file() else {}
 
 
 def _row(
@@ -101,15 +104,18 @@ def _row(
         "cells": [],
         "missing": [],
         "unscored": unscored(every),
+        "arms": {},
+        "refused": claim.refusal(units.trainings.recipe),
     }
     if not seeds:
         return row
+    row["arms"] = {arm: units.trainings.described(found) for arm, found in claim.arms.items()}
     resamples = units.config.resamples
     for contrast in claim.contrasts:
         if not {contrast.ours, contrast.theirs} <= scores.keys():
             row["missing"].append(contrast.about)
             continue
-        found = _differences(scores, contrast.ours, contrast.theirs, claim.trains, resamples)
+        found = _differences(scores, contrast, claim.trains, resamples)
         found.setdefault(claim.measure, NOT_MEASURED)
         row["contrasts"].append(
             {"about": contrast.about, "ours": contrast.ours[1], "arm": contrast.ours[0], "differences": found}
@@ -121,10 +127,8 @@ def _row(
     return row
 
 
-def _differences(
-    scores: CellScores, ours: ClaimCell, theirs: ClaimCell, trained: bool, resamples: int
-) -> dict[str, Any]:
-    mine, its = (_terms(scores[cell]) for cell in (ours, theirs))
+def _differences(scores: CellScores, contrast: Contrast, trained: bool, resamples: int) -> dict[str, Any]:
+    mine, its = _terms(scores[contrast.ours]), _terms(scores[contrast.theirs], contrast.after)
     return {
         name: compared(mine[name], its[name], higher_is_better(name), trained, resamples)
         for name in mine
@@ -143,9 +147,16 @@ def _means(scores: Sequence[Mapping[str, Any]], resamples: int) -> dict[str, Any
     return found
 
 
-def _terms(scores: Sequence[Mapping[str, Any]]) -> dict[str, SeedTerms]:
-    """[seeds][clips] of each metric, and [seeds][1] of each validation loss that all seeds have."""
-    found = {name: [one["metrics"][name] for one in scores] for name in scores[0]["metrics"]}
-    losses = set.intersection(*(set(one["validation"]) for one in scores))
-    shown = sorted(name for name in losses if name.count("/") == 2 and not name[-1].isdigit())
-    return {**found, **{name: [[[one["validation"][name], 1.0]] for one in scores] for name in shown}}
+def _terms(scores: Sequence[Mapping[str, Any]], after: str = "") -> dict[str, SeedTerms]:
+    """[seeds][clips] of each metric, and [seeds][1] of each validation loss that all seeds have; after: the
+    losses at the end of that stage, and nothing else."""
+    metrics = {} if after else scores[0]["metrics"]
+    found = {name: [one["metrics"][name] for one in scores] for name in metrics}
+    ends = [list(one["stages"]) for one in scores]
+    losses = [
+        one["stages"].get(after or (stages[-1] if stages else ""), {})
+        for one, stages in zip(scores, ends, strict=True)
+    ]
+    shared = set.intersection(*map(set, losses))
+    shown = sorted(name for name in shared if name.count("/") == 2 and not name[-1].isdigit())
+    return {**found, **{name: [[[one[name], 1.0]] for one in losses] for name in shown}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from experiments.studies.claims.config import ClaimsConfig
 from experiments.studies.claims.registry import AS_RECIPE, Claim, ClaimArm, ClaimCell, Contrast, RecipeChange
 from pretrain.flow.guidance import NO_GUIDANCE
 from pretrain.recipe import PretrainConfig
@@ -84,27 +85,40 @@ ARMS: Mapping[str, ClaimArm] = {
     "timbre_half_dropped": ClaimArm(with_dropout(timbre_kept=0.5)),
     "from_video": ClaimArm(from_video_model, beyond_budget=(VIDEO_STAGE,)),
 }
+SIZE = "mini"  # the flavor of which the arms with a flavor of their own are variants
+EQUAL = "equal training FLOPs"
 ALIGNED = replace(NO_GUIDANCE, align_video=2.0, align_audio=2.0)
 VOICED = replace(NO_GUIDANCE, timbre_audio=3.0)
 
 
-def training_rows() -> dict[str, Claim]:
+def training_rows(config: ClaimsConfig, recipe: PretrainConfig) -> dict[str, Claim]:
     """Every row that trains, by name."""
-    return {**_schedule(), **_blocks(), **_paradigms(), **_details(), **_timbre(), **_warm_start()}
+    dropout = recipe.objective.dropout
+    length = f"{config.steps_factor:g} of the recipe's steps and {config.batch_factor:g} of its batch"
+    return {
+        **_schedule(),
+        **_blocks(),
+        **_paradigms(length),
+        "rotary": _rotary(),
+        "masking": _masking(dropout.modality_mask),
+        "timbre_form": _timbre_form(),
+        "timbre_dropped": _timbre_dropped(dropout.timbre_kept),
+        "warm_start": _warm_start(),
+    }
 
 
-def _row(says: str, where: str, asked: str, measure: str, *pairs: tuple[str, str]) -> Claim:
+def _row(says: str, where: str, asked: str, measure: str, *pairs: tuple[str, str], flavor: str = "") -> Claim:
     """A claim of arms that are sampled as the recipe says; the first pair decides."""
     contrasts = tuple(
         Contrast(f"{ours} against {theirs}", (ours, AS_RECIPE), (theirs, AS_RECIPE)) for ours, theirs in pairs
     )
     arms = {name: ARMS[name] for pair in pairs for name in pair}
-    return Claim(says, where, f"{asked}, equal training FLOPs", measure, contrasts, arms)
+    return Claim(says, where, f"{asked}, {EQUAL}", measure, contrasts, arms, flavor=flavor)
 
 
 def _schedule() -> dict[str, Claim]:
     where = "three stages (arXiv 2605.30073)"
-    return {
+    rows = {
         "schedule_mixed": _row(
             "Three stages teach more than the mix of all from the start",
             where,
@@ -120,6 +134,7 @@ def _schedule() -> dict[str, Claim]:
             (RECIPE, "audio_first"),
         ),
     }
+    return {name: replace(row, num_stages=3) for name, row in rows.items()}
 
 
 def _blocks() -> dict[str, Claim]:
@@ -132,6 +147,7 @@ def _blocks() -> dict[str, Claim]:
             asked,
             SYNC,
             (ours, SHARES["fused"]),
+            flavor=SIZE,
         ),
         "blocks_aligned": _row(
             "Fusion blocks after alignment blocks: better than alignment alone",
@@ -139,6 +155,7 @@ def _blocks() -> dict[str, Claim]:
             asked,
             SYNC,
             (ours, SHARES["aligned"]),
+            flavor=SIZE,
         ),
         "blocks_share": _row(
             "A third of the blocks aligns: better than a sixth (and than a half)",
@@ -147,11 +164,12 @@ def _blocks() -> dict[str, Claim]:
             SYNC,
             (ours, SHARES["1/6"]),
             (ours, SHARES["1/2"]),
+            flavor=SIZE,
         ),
     }
 
 
-def _paradigms() -> dict[str, Claim]:
+def _paradigms(length: str) -> dict[str, Claim]:
     split = _row(
         "Two alignment blocks with FFNs of their own, then one fusion block: nearer to a dual tower",
         "not in arXiv 2605.30073: what could close a lead of the dual tower",
@@ -159,86 +177,97 @@ def _paradigms() -> dict[str, Claim]:
         SYNC,
         ("split", RECIPE),
         ("split", "dual_tower_own_rate"),
+        flavor=SIZE,
     )
     rows = {
         f"paradigm_{other}": _row(
             f"Native alignment in one transformer: better than {'a ' if 'dual' in other else ''}"
             f"{other.replace('_', ' ')}{'' if 'dual' in other else ' context'}",
             "the three paradigms (arXiv 2605.30073)",
-            "the recipe's whole length, each at its best of the learning rates tried",
+            f"{length}, each at its best of the learning rates tried",
             SYNC,
             ("nava_own_rate", f"{other}_own_rate"),
+            flavor=SIZE,
         )
         for other in ("dual_tower", "unified")
     }
     return {**rows, "paradigm_split": split}
 
 
-def _details() -> dict[str, Claim]:
+def _rotary() -> Claim:
+    return _row(
+        "Rate-aware rotary positions keep lips and sound together",
+        "RoPE (arXiv 2605.30073)",
+        "audio token p at 0.24 p of video time against p",
+        SYNC,
+        (RECIPE, "plain_rope"),
+        flavor=SIZE,
+    )
+
+
+def _masking(share: float) -> Claim:
     with_, without = (RECIPE, "align 2"), ("unmasked", "align 2")
     plain: tuple[ClaimCell, ClaimCell] = (RECIPE, "no guidance"), ("unmasked", "no guidance")
-    return {
-        "rotary": _row(
-            "Rate-aware rotary positions keep lips and sound together",
-            "RoPE (arXiv 2605.30073)",
-            "audio token p at 0.24 p of video time against p",
-            SYNC,
-            (RECIPE, "plain_rope"),
-        ),
-        "masking": Claim(
-            "Cross-modality masking in training makes alignment guidance work",
-            "dropout for guidance (arXiv 2605.30073)",
-            "masked in 0.2 of the samples against never, both sampled with alignment guidance of 2, equal "
-            "training FLOPs",
-            SYNC,
-            (Contrast("guided", with_, without), Contrast("not guided", *plain)),
-            {name: ARMS[name] for name in (RECIPE, "unmasked")},
-            {"align 2": ALIGNED, "no guidance": NO_GUIDANCE},
-        ),
-    }
-
-
-def _timbre() -> dict[str, Claim]:
-    where = "timbre in context (arXiv 2605.30073)"
-    dialogue = "two speakers in one prompt, equal training FLOPs"
-    form: tuple[ClaimCell, ClaimCell] = ("timbre_replaces", AS_RECIPE), (RECIPE, AS_RECIPE)
-    dropped = {name: ARMS[name] for name in (RECIPE, "timbre_never_dropped", "timbre_half_dropped")}
-    return {
-        "timbre_form": Claim(
-            "A timbre token in the place of its text binds a voice to its span",
-            where,
-            f"the published form (it replaces the text's state) against ours (it is added), {dialogue}",
-            NEAREST,
-            (Contrast("replaces against added", *form),),
-            {name: ARMS[name] for name in (RECIPE, "timbre_replaces")},
-            prompts="pretrain_dialogue",
-        ),
-        "timbre_dropped": Claim(
-            "Dropping the reference in a tenth of the samples serves timbre guidance",
-            where,
-            f"kept in 0.9 against always (and half), sampled with timbre guidance of 3, {dialogue}",
-            VOICE,
-            tuple(
-                Contrast(f"0.9 against {about}", (RECIPE, "timbre 3"), (arm, "timbre 3"))
-                for arm, about in (("timbre_never_dropped", "1"), ("timbre_half_dropped", "0.5"))
-            ),
-            dropped,
-            {"timbre 3": VOICED},
-            "pretrain_dialogue",
-        ),
-    }
-
-
-def _warm_start() -> dict[str, Claim]:
-    row = _row(
-        "A start from a video model keeps its pictures",
-        "warm start (arXiv 2605.30073)",
-        f"after a model of pictures alone ({VIDEO_STEPS_SHARE:g} of the recipe's steps more, not in the "
-        "budget) against from scratch; decided by the loss of T2V on the validation clips",
-        "validation/T2V/video",
-        ("from_video", RECIPE),
+    return Claim(
+        "Cross-modality masking in training makes alignment guidance work",
+        "dropout for guidance (arXiv 2605.30073)",
+        f"masked in {share:g} of the samples against never, both sampled with alignment guidance of 2, "
+        f"{EQUAL}",
+        SYNC,
+        (Contrast("guided", with_, without), Contrast("not guided", *plain)),
+        {name: ARMS[name] for name in (RECIPE, "unmasked")},
+        {"align 2": ALIGNED, "no guidance": NO_GUIDANCE},
     )
-    return {"warm_start": row}
+
+
+def _timbre_form() -> Claim:
+    form: tuple[ClaimCell, ClaimCell] = ("timbre_replaces", AS_RECIPE), (RECIPE, AS_RECIPE)
+    return Claim(
+        "A timbre token in the place of its text binds a voice to its span",
+        "timbre in context (arXiv 2605.30073)",
+        "the published form (it replaces the text's state) against ours (it is added), two speakers in one "
+        f"prompt, {EQUAL}",
+        NEAREST,
+        (Contrast("replaces against added", *form),),
+        {name: ARMS[name] for name in (RECIPE, "timbre_replaces")},
+        prompts="pretrain_dialogue",
+        flavor=SIZE,
+    )
+
+
+def _timbre_dropped(kept: float) -> Claim:
+    return Claim(
+        f"Dropping the reference in {1 - kept:.3g} of the samples serves timbre guidance",
+        "timbre in context (arXiv 2605.30073)",
+        f"kept in {kept:g} against always (and half) of the samples that have one (TI2AV never does, so that "
+        "every arm also trains without); sampled with timbre guidance of 3, two speakers in one prompt, "
+        f"{EQUAL}",
+        VOICE,
+        tuple(
+            Contrast(f"{kept:g} against {about}", (RECIPE, "timbre 3"), (arm, "timbre 3"))
+            for arm, about in (("timbre_never_dropped", "1"), ("timbre_half_dropped", "0.5"))
+        ),
+        {name: ARMS[name] for name in (RECIPE, "timbre_never_dropped", "timbre_half_dropped")},
+        {"timbre 3": VOICED},
+        "pretrain_dialogue",
+    )
+
+
+def _warm_start() -> Claim:
+    ours: ClaimCell = ("from_video", AS_RECIPE)
+    return Claim(
+        "A start from a video model gives better pictures in the end",
+        "warm start (arXiv 2605.30073)",
+        f"after a model of pictures alone ({VIDEO_STEPS_SHARE:g} of the recipe's steps more, beyond equal "
+        "FLOPs) against from scratch, by the loss of T2V on the validation clips; what is forgotten: that "
+        "loss at the end against where it started from",
+        "validation/T2V/video",
+        (
+            Contrast("from a video model against from scratch", ours, (RECIPE, AS_RECIPE)),
+            Contrast("at the end against the video model", ours, ours, after=VIDEO_STAGE),
+        ),
+        {name: ARMS[name] for name in ("from_video", RECIPE)},
+    )
 
 
 def _share(stage: StageConfig, task: Task) -> float:

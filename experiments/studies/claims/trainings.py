@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from experiments.studies.claims.config import ClaimsConfig
 from experiments.studies.claims.registry import VALIDATION, ClaimArm
@@ -15,6 +16,7 @@ from experiments.studies.paradigms.flops import StepShape, step_flops, steps_of
 from pretrain.config import to_json
 from pretrain.files import read_json
 from pretrain.model.flavors import flavor
+from pretrain.model.plan import plan_model
 from pretrain.recipe import PretrainConfig
 
 COUNTED = 100  # batches of a stage whose FLOPs are counted; their mean stands for the rest
@@ -56,11 +58,16 @@ class Trainings:
     def best_rate(self, arm: ClaimArm) -> float | None:
         """The factor with the lowest loss on the validation clips (weighed as in training) after the last
         stage of the first seed; None until all were tried. Raises ValueError where that was not measured."""
+        losses = self.tried(arm)
+        return min(losses, key=lambda factor: losses[factor]) if losses else None
+
+    def tried(self, arm: ClaimArm) -> dict[float, float]:
+        """The losses by which `best_rate` chooses; {} until all rates were tried. Raises as it does."""
         losses: dict[float, float] = {}
         for factor in self.config.lr_factors:
             path = self.folder(0, self.at_rate(arm, 0, factor)) / VALIDATION
             if not path.is_file():
-                return None
+                return {}
             last = list(read_json(path, f"remove {path.parent}").values())[-1]
             if not {"validation/video", "validation/audio"} <= last.keys():
                 raise ValueError(
@@ -70,7 +77,26 @@ class Trainings:
             weights = self.recipe.objective
             video, audio = (last[f"validation/{stream}"] for stream in ("video", "audio"))
             losses[factor] = weights.video_weight * video + weights.audio_weight * audio
-        return min(losses, key=lambda factor: losses[factor])
+        return losses
+
+    def described(self, arm: ClaimArm) -> dict[str, Any]:
+        """`{flavor, parameters, batch, steps, steps_beyond, flops, rates}`: steps_beyond, of the stages
+        beyond the budget; flops, of all stages; rates, the losses by factor of those tried. Raises as
+        `of`."""
+        training = self.at_rate(arm, 0, 1.0)
+        steps = {name: stage.steps for name, stage in training.stages.items()}
+        beyond = sum(steps[name] for name in arm.beyond_budget)
+        return {
+            "flavor": training.flavor,
+            "parameters": plan_model(training.flavor)["params_total"],
+            "batch": training.global_batch_size,
+            "steps": sum(steps.values()) - beyond,
+            "steps_beyond": beyond,
+            "flops": self._flops(training, list(steps)),
+            "rates": {f"{factor:g}": loss for factor, loss in self.tried(arm).items()}
+            if arm.own_rate
+            else {},
+        }
 
     def folder(self, seed: int, training: PretrainConfig) -> Path:
         """Depends on all that changes the training, and on nothing else: none resumes from foreign weights,
