@@ -80,7 +80,8 @@ def check_context(run: AlignRun, prompts: PromptSet, described: ModelFolder) -> 
 
 
 def check_pairs(run: AlignRun, codecs: Codecs, prompts: PromptSet, described: ModelFolder) -> None:
-    """Raises ValueError for clips of another model or codec, and for pairs of held-out prompts."""
+    """Raises ValueError for clips of another model or codec, pairs of held-out prompts, and pairs that an
+    objective of the sequence cannot learn from."""
     assert run.pairs and run.clips
     store, base_id = open_store(run.clips), str(described.facts["checkpoint_id"])
     made_by = makers(store.facts)
@@ -92,6 +93,9 @@ def check_pairs(run: AlignRun, codecs: Codecs, prompts: PromptSet, described: Mo
     store.check_codec(codecs, run.codec)
     pairs = open_pairs(run.pairs, store, 1).pairs
     _check_held_out(run.pairs, pairs, store, prompts.held_out, run.held_out or run.prompts)
+    for objective in run.config.objectives():
+        if objective.needs_pairs:
+            objective.prepare(run, codecs)
 
 
 def _check_held_out(
