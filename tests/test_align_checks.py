@@ -9,18 +9,22 @@ from typing import Any
 
 import pytest
 from align_world import align_run, config, write_world
-from own_alignment import prompts, row, rubric
+from own_alignment import prompts, recipe, row, rubric
 from test_align_pairs import dpo, made_clips, made_pairs
 
-from experiments.alignment.checks import check_codec, check_model, check_pairs
+from experiments.alignment.checks import check_codec, check_model, check_pairs, other_base
+from experiments.alignment.inputs import AlignInputs, check_lora
+from experiments.alignment.inputs import align_run as inputs_run
 from experiments.alignment.rubric import with_rubric
 from experiments.alignment.rubric_checks import check_floors, check_prompt_blind, unscored_rows
+from experiments.job import StageJob
+from experiments.layout import Layout
 from experiments.scoring.config import read_rubric
-from finetune.adapters import Adapter, save_adapter
+from finetune.adapters import Adapter, read_adapter, save_adapter
 from finetune.advantage import AdvantageConfig, Floor
 from finetune.align_run import AlignRun
 from finetune.gsb.pairs import write_pairs
-from finetune.lora import DEFAULT, adapter_parameters, inject
+from finetune.lora import DEFAULT, LoraConfig, adapter_parameters, inject
 from finetune.objectives.base import RolloutPlan
 from finetune.objectives.grpo import GrpoConfig
 from finetune.objectives.gsb_dpo import AxisWeights, GsbDpoConfig, TieRates
@@ -28,6 +32,7 @@ from finetune.objectives.nft import Nft, NftPhase
 from finetune.prompts import PromptSet
 from finetune.recipe import AlignConfig, RubricConfig
 from finetune.rollout_store import write_store
+from finetune.room import align_ways
 from finetune.sde import Kernel, StochasticSteps
 from pretrain.codecs.load import load_codecs
 from pretrain.flow.reuse import FeatureCacheConfig
@@ -125,6 +130,33 @@ def test_an_adapter_of_another_model_is_refused(world, tmp_path):
     other = dataclasses.replace(run, adapter=adapter_of(world, tmp_path / "b", "another"))
     with pytest.raises(ValueError, match="another"):
         check_model(other)
+
+
+def test_a_run_from_an_adapter_holds_the_base_as_asked_and_refuses_other_shapes(world, tmp_path):
+    folder = adapter_of(world, tmp_path / "adapter")  # rank 4, base fp32
+    given, default = recipe(), recipe().align.lora
+    asked = dataclasses.replace(default, rank=64, alpha=7.0, base="nf4")
+    made = dataclasses.replace(given, align=dataclasses.replace(given.align, lora=asked))
+    inputs = AlignInputs(model=world / "base", codec=world / "codec", prompts=world / "p", adapter=folder)
+    run = inputs_run(StageJob(recipe=made, layout=Layout(out=tmp_path), nproc=1), None, inputs)
+    lora = read_adapter(folder)[0].config
+    assert run.config.lora == dataclasses.replace(lora, base="nf4") and lora.base == "fp32"
+    assert not [way for way in align_ways(run) if "lora.base" in way]  # it has effect: not advised again
+    assert other_base(run) == [
+        f"{folder}: trained on a base held in fp32; here it is held in nf4 (align.lora.base)"
+    ]
+    assert other_base(dataclasses.replace(run, config=made.align)) and not other_base(run_of(world, tmp_path))
+
+    check_lora(dataclasses.replace(lora, base="nf4"), default, folder)
+    check_lora(LoraConfig(rank=64, alpha=128.0), LoraConfig(rank=64, alpha=128.0), folder)  # a recipe's own
+    for name, value, said in (
+        ("rank", 64, "rank 64, but the adapter .* has 4,"),
+        ("targets", ("heads",), r"targets \[heads\], but the adapter .* has \[self_attention, "),
+        ("alpha", 7.0, "alpha 7.0, but"),
+        ("rslora", True, "rslora true, but the adapter .* has false,"),
+    ):
+        with pytest.raises(ValueError, match=rf"align\.lora\.{said}.* set it to "):
+            check_lora(dataclasses.replace(default, **{name: value}), default, folder)
 
 
 def test_missing_weights_are_named_before_anything_is_loaded(world, tmp_path):
