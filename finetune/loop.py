@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from finetune import checkpoint
-from finetune.advantage import advantages
+from finetune.advantage import Floor, advantages
 from finetune.align_run import AlignRun
 from finetune.executor import Executor, RestoredFromCheckpoint, RoundScores, Stopped
 from finetune.judges import alarms, as_judged, judge_changes
@@ -140,7 +140,10 @@ class Alignment:
         )
         flat = progress.flat_rounds + 1 if whole.contrast == 0 else 0
         if flat >= self.config.max_flat_rounds:
-            why = ", ".join(_spread(name, scores.values[name], scores.reasons) for name in routes)
+            why = ", ".join(
+                _spread(name, scores.values[name], scores.reasons, route.floor)
+                for name, route in routes.items()
+            )
             raise ValueError(
                 f"no reward told the clips of any prompt apart for {flat} rounds ({why}); check the rubric "
                 "and the clips"
@@ -203,8 +206,10 @@ def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
     seconds[part] = time.perf_counter() - start
 
 
-def _spread(name: str, values: Tensor, reasons: Mapping[str, str]) -> str:
+def _spread(name: str, values: Tensor, reasons: Mapping[str, str], floor: Floor | None) -> str:
     known = values[~values.isnan()]
     if not len(known):
         return f"{name}: all NaN, {reasons.get(name, 'no reason given')}"
-    return f"{name}: all from {float(known.min()):.4g} to {float(known.max()):.4g}"
+    beyond = int((known < floor.floor).sum()) if floor else 0
+    below = f", {beyond} of {len(known)} clips beyond the floor {floor.floor:g}" if floor and beyond else ""
+    return f"{name}: all from {float(known.min()):.4g} to {float(known.max()):.4g}{below}"

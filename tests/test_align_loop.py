@@ -1,6 +1,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from align_world import align_run, config, error, metrics, run_align, write_worl
 from safetensors.torch import load_file
 
 from finetune.adapters import adapted_model, read_adapter
+from finetune.advantage import Floor
 from finetune.align_run import AlignRun
 from finetune.executor import RoundScores
 from finetune.launch import align_model, describe
@@ -251,10 +253,10 @@ class Recorder:
         return lambda *given: self.calls.append(name)
 
 
-def played(world: Path, out: Path, values: list[float] | Exception) -> tuple[Recorder, list]:
+def played(world: Path, out: Path, values: list[float] | Exception, **changes: Any) -> tuple[Recorder, list]:
     rows: list[tuple[dict, int]] = []
     executor = Recorder(values)
-    run = align_run(world, out, config(rounds=1, stop=StopConfig(prompts=0)))
+    run = align_run(world, out, config(rounds=1, stop=StopConfig(prompts=0), **changes))
     alignment = Alignment(run, executor, lambda row, step: rows.append((row, step)))  # type: ignore[arg-type]
     alignment.resume()
     alignment.run_rounds()
@@ -264,6 +266,13 @@ def played(world: Path, out: Path, values: list[float] | Exception) -> tuple[Rec
 def test_a_round_raises_before_it_learns(world, tmp_path):
     with pytest.raises(ValueError, match="warm failed"):
         played(world, tmp_path, ValueError("reward warm failed"))
+
+
+def test_rounds_of_prompts_all_beyond_a_floor_end_the_run_and_say_so(world, tmp_path):
+    rubric = RubricConfig(audio={"warm": 1.0}, sync={}, floors={"warm": Floor(floor=2.5)})
+    says = r"1 rounds \(warm: all from 0 to 2, 4 of 4 clips beyond the floor 2.5\)"
+    with pytest.raises(ValueError, match=says):
+        played(world, tmp_path, [0.0, 1.0, 2.0, 0.5], rubric=rubric, max_flat_rounds=1)
 
 
 def test_a_round_logs_what_was_measured_with_its_seconds(world, tmp_path):
