@@ -178,7 +178,7 @@ def test_a_reward_that_raises_loses_the_round_and_nothing_else(world, whole, tmp
     ("wrong", "says"), [("flat", "warm: all from 0.5 to 0.5"), ("nan", "warm: all NaN, silent")]
 )
 def test_rewards_without_contrast_end_the_run_with_a_reason(world, tmp_path, wrong, says):
-    run = align_run(world, tmp_path, config(rounds=5), **{wrong: True})
+    run = align_run(world, tmp_path, config(rounds=5, stop=StopConfig(prompts=0)), **{wrong: True})
     assert run_align(run) == [2]
     line = error(run)
     assert (
@@ -187,7 +187,16 @@ def test_rewards_without_contrast_end_the_run_with_a_reason(world, tmp_path, wro
         and "saved state is that of round 1" in line
     )
     assert complete_steps(run.out / "checkpoint") == [1]
-    assert metrics(run)[1]["contrast"] == 0.0 and "nft/loss" not in metrics(run)[1]
+    assert metrics(run)[0]["contrast"] == 0.0 and "nft/loss" not in metrics(run)[0]
+
+
+@distributed
+def test_a_reward_that_scores_no_held_out_clip_ends_the_run_before_it_trains(world, tmp_path):
+    run = align_run(world, tmp_path, config(), nan=True)
+    assert run_align(run) == [2]
+    assert "reward warm could score none of 2 clips (silent), so no round can be compared by it" in error(run)
+    mended = align_run(world, tmp_path, config())
+    assert run_align(mended) == [0] and metrics(mended)[-1]["held_out/lost/warm"] == 0.0
 
 
 @distributed
