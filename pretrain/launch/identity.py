@@ -23,6 +23,7 @@ SPEED_OPTIONS = (
     "num_processes",
     "concurrency",
     "num_tries",
+    "patience_s",
     "timeout_s",
     "token_file",
     "token_variable",
