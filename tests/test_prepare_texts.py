@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prepare_world import Sound, Video, scene, write
 
+from experiments.preparation.captions import described
 from experiments.preparation.config import PrepareConfig
-from experiments.preparation.records import RawClip, RawVideo, Rejection
+from experiments.preparation.records import GivenText, RawClip, RawVideo, Rejection, SpokenSpan
 from experiments.preparation.source_work import Settings, work_on
 from experiments.preparation.sources import given_text
 from experiments.preparation.subtitles import subtitles, within_sound
 from experiments.preparation.words import aligned
+from pretrain.prompt import parse
 
 EVERY = Settings(PrepareConfig(steps=()), 24.0)
 PATH = Path("x.srt")
@@ -133,3 +136,28 @@ def test_a_cue_beyond_the_end_costs_nothing_else(tmp_path):
     assert not found["milliseconds"] and not reasons["after"]
     assert len(reasons["credits"]) == 1 and "no sound at the given 60.20" in reasons["credits"][0]
     assert len(reasons["milliseconds"]) == 1 and "none of the 1 given times" in reasons["milliseconds"][0]
+
+
+def captioned(caption: str, *said: str) -> RawClip:
+    frames = np.zeros((49, 8, 8, 3), np.uint8)
+    clip = RawClip(
+        "a", "a.mp4", 0.0, 24.0, frames, np.zeros((1, 100), np.float32), 16_000, GivenText(caption)
+    )
+    return replace(clip, spans=tuple(SpokenSpan(text, 0.1, 0.2) for text in said))
+
+
+def test_a_caption_of_more_than_the_clip_is_not_cut_into_pieces():
+    """A clip of one of two turns has no caption with a hole, or of somebody who is not in it."""
+    caption = "A man says: <S>doctor garden<E>, then a woman answers: <S>doctor table<E>."
+    whole = described(captioned(caption, "doctor garden", "doctor table"), EVERY.config)
+    assert isinstance(whole, RawClip) and (whole.text, whole.caption_by) == (caption, "given")
+    assert "caption_left_out" not in whole.labels
+    for said in (("doctor garden",), ("doctor table",), ("doctor", "garden", "doctor table"), ()):
+        clip = described(captioned(caption, *said), EVERY.config)
+        assert isinstance(clip, RawClip) and clip.caption_by == "template"
+        assert "man" not in clip.text and "answers" not in clip.text
+        assert [span.text for span in parse(clip.text).spans] == list(said)
+        assert f"2 spans of speech that are not the {len(said)}" in clip.labels["caption_left_out"]
+    plain = described(captioned("A kitchen.", "doctor garden"), EVERY.config)
+    assert isinstance(plain, RawClip)
+    assert plain.text == "A kitchen. A voice says: <S>doctor garden<E>" and plain.caption_by == "given"
