@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pyarrow import parquet
 
 from experiments.preparation import plain_rows
 from pretrain.data.manifest import read_manifest, write_manifest
-from pretrain.data.plain import is_plain, read_plain, safe_id
+from pretrain.data.plain import is_plain, plain_clips, read_plain, safe_id
+from pretrain.data.plain_tables import table_rows
+from pretrain.jsonl import FieldError
 from pretrain.media.write import write_mp4, write_wav
 from pretrain.prompt.names import name_problem
 
@@ -97,6 +102,65 @@ def test_bad_tables_are_one_line(folder, content, said):
     with pytest.raises(ValueError) as raised:
         plain_rows(path)
     assert said in str(raised.value) and "\n" not in str(raised.value) and "set.csv:" in str(raised.value)
+
+
+@given(
+    texts=st.lists(
+        st.text("ab ,;\"'\n\r.é", min_size=1, max_size=12).map(lambda text: f"x{text}"), min_size=1
+    ),
+    bad=st.sampled_from(['"He" says', 'He, says, "so', '"He says', '"a\n"b']),
+    place=st.integers(0, 99),
+)
+def test_a_bad_row_of_a_csv_costs_no_other_row(tmp_path_factory, texts, bad, place):
+    """Texts as the csv module quotes them come back, wherever a row stands that is no CSV."""
+    path, place = tmp_path_factory.getbasetemp() / "property.csv", place % (len(texts) + 1)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("file_name", "text"))
+        for number, text in enumerate(texts):
+            if number == place:
+                file.write(f"bad.mp4,{bad}\n")
+            writer.writerow((f"{number}.mp4", text))
+        if place == len(texts):
+            file.write(f"bad.mp4,{bad}\n")
+    rows = [row for _, row in table_rows(path)]
+    read = {row["file_name"]: row["text"] for row in rows if not isinstance(row, FieldError)}
+    assert read == {f"{number}.mp4": text for number, text in enumerate(texts)}
+    assert any(isinstance(row, FieldError) for row in rows)
+
+
+def test_a_stray_quote_is_the_reason_of_its_row(tmp_path):
+    rows = [f"{number}.mp4,x\n" for number in range(120)]
+    rows[103] = '103.mp4,"He" says\n'
+    (tmp_path / "s.csv").write_text("file_name,text\n" + "".join(rows))
+    clips = plain_clips(tmp_path / "s.csv")
+    (wrong,) = [clip for clip in clips if isinstance(clip, FieldError)]
+    assert (len(clips), wrong.line) == (120, 105) and "mend its quotes" in wrong.message
+
+
+def test_a_quote_that_a_later_row_closes_takes_no_row_in(tmp_path):
+    (tmp_path / "s.csv").write_text('file_name,text\na.mp4,"hi\nb.mp4,ok"\nc.mp4,"two\nlines, b.mp4"\n')
+    read = [
+        (row.line if isinstance(row, FieldError) else row.path.name)
+        for row in plain_clips(tmp_path / "s.csv")
+    ]
+    assert read == [2, "b.mp4", "c.mp4"]
+
+
+def test_a_long_field_is_read_and_one_too_long_is_its_row_s_reason(tmp_path):
+    long, longer = "x" * 200_000, "x" * (16 << 20 | 1)
+    (tmp_path / "s.csv").write_text(f"file_name,text\na.mp4,{long}\nb.mp4,{longer}\nc.mp4,y\n")
+    a, b, c = (row for _, row in table_rows(tmp_path / "s.csv"))
+    assert not isinstance(a, FieldError) and a["text"] == long
+    assert isinstance(b, FieldError) and "field limit" in b.message
+    assert not isinstance(c, FieldError) and c["text"] == "y"
+
+
+def test_names_of_columns_that_differ_by_case_are_one_column(tmp_path):
+    (tmp_path / "s.csv").write_text("file_name,Text,text,ID,id\na.mp4,x,y,1,2\nb.mp4,,z,1,2\n")
+    wrong, clip = plain_clips(tmp_path / "s.csv")
+    assert isinstance(wrong, FieldError) and "'Text' and 'text' both" in wrong.message
+    assert not isinstance(clip, FieldError) and (clip.text, clip.meta) == ("z", {"ID": "1", "id": "2"})
 
 
 def test_a_clip_twice_and_a_clip_without_text(folder):
