@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from experiments.preparation import plain_rows
 from pretrain.data.manifest import read_manifest, write_manifest
-from pretrain.data.plain import is_plain, plain_clips, read_plain, safe_id
+from pretrain.data.plain import PlainClip, is_plain, plain_clips, read_plain, safe_id, unused_id
 from pretrain.data.plain_tables import table_rows
 from pretrain.jsonl import FieldError
 from pretrain.media.write import write_mp4, write_wav
@@ -36,6 +36,13 @@ def folder(tmp_path: Path) -> Path:
         make_clip(tmp_path / f"{name}.mp4", seed)
         (tmp_path / f"{name}.txt").write_text(f"A woman says: <S>hello {seed}<E>\n")
     return tmp_path
+
+
+SUB_IDS = [safe_id("sub/b"), safe_id("sub/b.webm")]
+
+
+def clips_of(place: Path) -> list[PlainClip]:
+    return [clip for clip in plain_clips(place) if not isinstance(clip, FieldError)]
 
 
 def test_folder_of_clips_and_texts(folder):
@@ -187,3 +194,35 @@ def test_what_is_plain(folder, tmp_path_factory):
 def test_ids_are_fit_for_files_and_differ(name):
     assert not name_problem(safe_id(name)), safe_id(name)
     assert safe_id(name) != safe_id(name + "_")
+
+
+def test_files_of_one_stem_have_ids_of_their_own(folder):
+    for name in ("a.mov", "a.mov.mp4", "sub/b.webm"):
+        make_clip(folder / f"{name}.mp4", 7).rename(folder / name)
+        (folder / name).with_suffix(".txt").write_text("A face.")
+    assert [clip.data_id for clip in clips_of(folder)] == ["a", "a.mov", "a.mp4", *SUB_IDS]
+    names = ("a.mp4", "a.mov", "a.mov.mp4", "sub/b.mp4", "sub/b.webm")
+    (folder / "s.csv").write_text("file_name,text\n" + "".join(f"{name},x\n" for name in names))
+    ids = [clip.data_id for clip in clips_of(folder / "s.csv")]
+    assert ids == ["a", "a.mov", "a.mov.mp4", *SUB_IDS]
+    rows = plain_rows(folder / "s.csv")
+    write_manifest(folder / "m.jsonl", rows)
+    assert len(read_manifest(folder / "m.jsonl")[0]) == 5
+
+
+def test_one_file_by_two_names_is_there_twice(folder):
+    (folder / "s.csv").write_text("file_name,text\na.mp4,x\n./a.mp4,y\nsub/../a.mp4,z\n")
+    clips = plain_clips(folder / "s.csv")
+    assert [isinstance(clip, FieldError) for clip in clips] == [False, True, True]
+
+
+@given(st.lists(st.sampled_from(["a", "a.mov", "a.mp4", "b", "A", "a~2", "ä.mp4"]), min_size=1, max_size=9))
+def test_ids_are_those_of_the_stems_and_never_twice(names):
+    """Whatever the order: an id by itself is the stem's, and no two are alike."""
+    paths = [Path(f"{name}{suffix}") for name in names for suffix in (".mp4", ".mov")]
+    used = set[str]()
+    ids = [unused_id(path, path.name, used) for path in paths]
+    assert len(set(ids)) == len(ids) and not any(map(name_problem, ids))
+    first = {path.stem: found for path, found in reversed(list(zip(paths, ids, strict=True)))}
+    alone = [stem for stem in first if stem not in {other.name for other in paths}]
+    assert all(first[stem] == safe_id(stem) for stem in alone)

@@ -14,7 +14,7 @@ from pathlib import Path
 from experiments.preparation.config import PrepareConfig
 from experiments.preparation.records import GivenText, RawVideo, Rejection, printable
 from experiments.preparation.remote import is_address, listed_videos
-from pretrain.data.plain import PlainClip, is_plain, plain_clips, safe_id, table_of
+from pretrain.data.plain import PlainClip, is_plain, plain_clips, table_of, unused_id
 from pretrain.data.plain_tables import TABLES
 from pretrain.jsonl import FieldError
 from pretrain.prompt import parse
@@ -131,13 +131,10 @@ def _with_texts(
     videos: Iterable[RawVideo], config: PrepareConfig, read: ReadText
 ) -> tuple[list[RawVideo], list[Rejection]]:
     """Videos with ids and the texts beside them, and those whose texts are wrong."""
-    sources, wrong, seen = [], [], set[str]()
+    sources, wrong, used = [], [], set[str]()
     for video in videos:
         name = video.name
-        data_id = safe_id(name[: -len(video.path.suffix)] if video.path.suffix else name)
-        if data_id in seen:
-            data_id = safe_id(name)
-        seen.add(data_id)
+        data_id = unused_id(video.path, name, used)
         name = printable(name)
         try:
             given = given_text(video.path, config, read)
