@@ -201,15 +201,3 @@ def test_sources_of_folders_lists_and_patterns(tmp_path):
     for bad in ("none", "*.avi"):
         with pytest.raises((FileNotFoundError, ValueError), match="no "):
             find_sources(str(tmp_path / bad), CONFIG)
-
-
-def test_sources_of_one_stem_have_ids_of_their_own(tmp_path):
-    for name in ("a.mov.mp4", "a.avi", "a.mov", "b.mp4"):
-        (tmp_path / name).write_bytes(b"x")
-    (tmp_path / "all.list").write_text("a.mov.mp4\na.avi\na.mov\nb.mp4\n")
-    sources, _, _ = find_sources(str(tmp_path / "all.list"), CONFIG)
-    ids = [source.data_id for source in sources]
-    assert ids[:2] == ["a.mov", "a"] and ids[3] == "b" and len(set(ids)) == 4
-    (tmp_path / "t.csv").write_text("file_name,text\na.avi,x\na.mov,y\n")
-    sources, _, _ = find_sources(str(tmp_path / "t.csv"), CONFIG)
-    assert [source.data_id for source in sources] == ["a", "a.mov"]

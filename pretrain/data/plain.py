@@ -162,9 +162,7 @@ def _of_table(table: Path) -> Iterator[PlainClip | FieldError]:
         if isinstance(row, FieldError):
             yield row
             continue
-        name = row.pop("file_name")
-        if isinstance(name, Mapping):  # a media column of `datasets`
-            name = name.get("path")
+        name = _path_in(row.pop("file_name"))
         if not isinstance(name, str) or not name.strip() or "\0" in name:
             yield FieldError(line, "file_name", f"expected a path, got {str(name)[:60]!r}")
             continue
@@ -280,13 +278,56 @@ def _public(clip: PlainClip, info: MediaInfo) -> dict[str, Any]:
 
 
 def _metadata(folder: Path) -> Path | None:
-    """The metadata file of a `datasets` folder, None where it has none; raises ValueError for several."""
+    """The metadata file of a `datasets` folder, None where it has none.
+
+    One in a subfolder counts for the folder if no clip lies elsewhere that it does not name. Raises
+    ValueError where one does, and for several files.
+    """
     places = [folder, *sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")]
     found = [place / name for place in places for name in METADATA if (place / name).is_file()]
     if len(found) > 1:
         names = ", ".join(path.relative_to(folder).as_posix() for path in found)
         raise ValueError(f"{folder}: several metadata files ({names}); name the one that is meant")
+    if found and found[0].parent != folder and (beyond := _beyond(found[0], folder)):
+        table, inside = (path.relative_to(folder).as_posix() for path in (found[0], found[0].parent))
+        first = min(beyond).relative_to(folder).as_posix()
+        more = f" and {len(beyond) - 1} more" if len(beyond) > 1 else ""
+        raise ValueError(
+            f"{folder}: {table} says what the clips are, but {first}{more} lies outside of {inside}; give "
+            f"{found[0]} for its clips alone, or move {inside} out of the folder for the others"
+        )
     return found[0] if found else None
+
+
+def _beyond(table: Path, folder: Path) -> set[Path]:
+    """Clips of a folder that neither lie where its table does nor are named in it. Sounds are clips where
+    the table has no video beside it."""
+    beside = [path.suffix.lower() for path in walk(table.parent)]
+    kinds = VIDEOS if any(suffix in VIDEOS for suffix in beside) else MEDIA
+    outside = {
+        path
+        for path in walk(folder)
+        if path.suffix.lower() in kinds and not path.is_relative_to(table.parent)
+    }
+    if not outside:
+        return outside
+    named = named_files(table)
+    return {path for path in outside if path.resolve() not in named}
+
+
+def named_files(table: Path) -> set[Path]:
+    """Clips and references that a table names, links followed, also in rows that are wrong otherwise."""
+    found = set[Path]()
+    for _, row in table_rows(table):
+        names = [] if isinstance(row, FieldError) else [_path_in(row["file_name"]), row.get("reference")]
+        some = [name.strip() for name in names if isinstance(name, str) and name.strip() and "\0" not in name]
+        found |= {(table.parent / name).resolve() for name in some}
+    return found
+
+
+def _path_in(cell: Any) -> Any:
+    """The path of a cell; in a media column of `datasets` one of its values."""
+    return cell.get("path") if isinstance(cell, Mapping) else cell
 
 
 def _pairs(folder: Path) -> Iterator[Path]:
