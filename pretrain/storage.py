@@ -169,7 +169,8 @@ def size_of(path: Path) -> int:
     """Bytes of a file, or of all files below a folder; links count themselves. Raises OSError."""
     if is_remote(path):
         with named_errors(path):
-            return int(_store(path).du(_key(path)))
+            found: Any = _store(path).find(_key(path), detail=True)
+        return sum(int(info.get("size") or 0) for info in found.values())
     if path.is_dir() and not path.is_symlink():
         return sum(size_of(child) for child in path.iterdir())
     return path.lstat().st_size
