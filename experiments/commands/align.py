@@ -191,8 +191,7 @@ def _align(
     staleness = job.recipe.ray.staleness if address else 0
     config |= {"staleness": staleness} if staleness else {}
     given = digests(align_run(job, None, inputs), inputs) if isinstance(layout, AlignLayout) else None
-    with alone(layout.align):
-        pass  # before anything there is replaced
+    opened.enter_context(alone(layout.align))  # before anything there is replaced
     decision = decide(dataclasses.replace(alignment_of(job, inputs), staleness=staleness), job, wish)
     if not decision.train:
         return

@@ -12,6 +12,7 @@ voted on brings nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
@@ -26,6 +27,7 @@ from finetune.noising import Levels, draw, mean_square, metric, noised, velociti
 from finetune.objectives.base import Objective, Passes, Phase, PreferenceFiles
 from finetune.types import FIRST, NO_LABEL, SECOND, TIE, Key, ObjectiveLoss, Policy, PreferencePairs
 from pretrain.codecs.base import Codecs
+from pretrain.config import NOT_NEGATIVE, check_bounds
 from pretrain.flow.path import velocity_target
 from pretrain.types import Stream, sent
 
@@ -69,9 +71,9 @@ class AxisWeights:
     picture: float = 1.0
 
     def __post_init__(self) -> None:
-        weights = [getattr(self, axis) for axis in AXES]
-        if min(weights) < 0 or not any(weights):
-            raise ValueError(f"weights must not be negative and one must be above 0, got {self}")
+        check_bounds(self, dict.fromkeys(AXES, NOT_NEGATIVE), "weights.")
+        if not any(getattr(self, axis) for axis in AXES):
+            raise ValueError(f"weights: one must be above 0, got {self}")
 
     def used(self) -> tuple[str, ...]:
         """Axes with a weight."""
@@ -94,12 +96,11 @@ class GsbDpoConfig:
     levels: Levels = field(default_factory=Levels)
 
     def __post_init__(self) -> None:
-        if self.beta <= 0 or self.ties not in ("model", "drop"):
+        if not 0 < self.beta < math.inf or self.ties not in ("model", "drop"):
             raise ValueError(
                 f"gsb_dpo: beta must be positive and ties model or drop, got {self.beta} and {self.ties!r}"
             )
-        if self.reference_weight < 0:
-            raise ValueError(f"gsb_dpo: reference_weight must not be negative, got {self.reference_weight}")
+        check_bounds(self, {"reference_weight": NOT_NEGATIVE}, "gsb_dpo: ")
 
 
 class LogProbs(NamedTuple):
