@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.executor import RoundScores
-from finetune.held_out import Comparison, compare, paired_change, unit
+from finetune.held_out import HeldOutChange, compare, paired_change, unit
 from finetune.judges import alarms
 from finetune.launch import describe
 from finetune.loop import Alignment
@@ -36,7 +36,7 @@ def scores(warm: list[float], ear: list[float] | None = None, ids: list[int] | N
     return RoundScores(groups, {"warm": column(warm)}, {}, {"warm": "no voice is heard"}, judges)
 
 
-def compared(*scorings: RoundScores, progress: AlignProgress | None = None) -> Comparison:
+def compared(*scorings: RoundScores, progress: AlignProgress | None = None) -> HeldOutChange:
     """The last one beside the first; progress goes through a checkpoint between two."""
     progress = progress or AlignProgress()
     for each in scorings[:-1]:
