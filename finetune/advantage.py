@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from finetune.types import Advantage
-from pretrain.config import nearest
+from pretrain.config import NOT_NEGATIVE, check_bounds, nearest
 
 ROUNDING = 1e-6  # totals of a group within this share of the weights are equal: opposite rewards cancel to it
 
@@ -49,7 +49,7 @@ class Route:
     floor: Floor | None = None
 
     def __post_init__(self) -> None:
-        if self.modality not in ("video", "audio", "both") or not self.weight > 0:
+        if self.modality not in ("video", "audio", "both") or not 0 < self.weight < math.inf:
             raise ValueError(
                 f"a route leads to video, audio or both with a weight above 0, got {self.modality!r} and "
                 f"{self.weight}"
@@ -76,6 +76,7 @@ class AdvantageConfig:
     def __post_init__(self) -> None:
         if self.std not in ("group", "pooled"):
             raise ValueError(f"advantage.std: expected group or pooled, got {self.std!r}")
+        check_bounds(self, {"min_spread": NOT_NEGATIVE, "eps": NOT_NEGATIVE}, "advantage.")
 
 
 class ClipGroups(NamedTuple):

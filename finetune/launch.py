@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune.align_run import AlignRun
 from finetune.prompts import read_prompt_set, report_left_out
-from pretrain.files import locked
+from pretrain.launch import training_lock
 from pretrain.launch.launch import StageResult, finished, outcome, set_aside
 from pretrain.launch.stage_run import check_run_folder
 from pretrain.launch.torchrun import check_port, run_ranks
@@ -27,10 +27,11 @@ def align_model(run: AlignRun, nproc: int = 1, port: int = 0, restart: bool = Fa
     report_left_out(read_prompt_set(run.prompts, run.config, run.chosen, run.held_out), run.prompts)
     if port:
         check_port(port)
-    if restart:
-        set_aside(run)
-    with locked_run(run) as done:
-        return done or outcome(run.out, run_ranks("finetune.run", run.out, nproc, port, progress_of(run)))
+    with alone(run.out):
+        if restart:
+            set_aside(run)
+        with locked_run(run) as done:
+            return done or outcome(run.out, run_ranks("finetune.run", run.out, nproc, port, progress_of(run)))
 
 
 @contextmanager
@@ -52,13 +53,8 @@ def progress_of(run: AlignRun) -> StageProgress:
 
 
 def alone(out: Path) -> AbstractContextManager[None]:
-    """Lock a run folder.
-
-    Raises ValueError if another alignment uses the folder. The lock file lies beside it because the folder
-    itself may be replaced.
-    """
-    message = f"{out}: another alignment is at work here; wait for it, or give another folder"
-    return locked(out.with_name(f".{out.name}.lock"), message)
+    """Hold a run folder. Raises ValueError where another alignment has it."""
+    return training_lock.alone(out, "alignment")
 
 
 def describe(row: Mapping[str, Any]) -> str:
