@@ -65,10 +65,29 @@ def describe(row: Mapping[str, Any]) -> str:
         if name.startswith("reward/")
     ]
     loss = [f"loss {row[name]:.4f}" for name in row if name.endswith("/loss")]
-    fallen = [
-        name.removeprefix("alarm/") for name, value in row.items() if name.startswith("alarm/") and value
-    ]
-    alarm = (
-        [f"ALARM: {', '.join(fallen)} fell on the held-out prompts while the rewards rose"] if fallen else []
-    )
-    return ", ".join([*rewards, *loss, *alarm, f"{row['seconds_per_step']:.0f} s a round"])
+    said = [*rewards, *loss, *_of_held_out(row)]
+    return ", ".join([*said, f"{row['seconds_per_step']:.0f} s a round"])
+
+
+def _of_held_out(row: Mapping[str, Any]) -> list[str]:
+    """What of the held-out prompts' scores needs to be known."""
+    said, lost, alarm = [], "held_out/lost/", "alarm/"
+    if fallen := [name.removeprefix(alarm) for name in row if name.startswith(alarm) and row[name]]:
+        said.append(
+            f"ALARM: {', '.join(fallen)} fell, or could score fewer clips, on the held-out prompts while the "
+            "rewards rose"
+        )
+    if gone := [
+        f"{name.removeprefix(lost)} {100 * row[name]:.3g} %"
+        for name in row
+        if name.startswith(lost) and row[name]
+    ]:
+        said.append(
+            f"held-out prompts without the score that they had, counted as the worst: {', '.join(gone)}"
+        )
+    if row.get("held_out/by_means"):
+        said.append(
+            "held-out rewards are compared by their means and judges by position, as the version that "
+            "began this alignment kept them"
+        )
+    return said

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from pretrain.config import nearest
 from pretrain.files import leftovers, replacing
 from pretrain.storage_errors import named_errors
-from pretrain.trash import claimed, moved_into, said_moved, stamped
+from pretrain.trash import TRASH, claimed, moved_into, said_moved, stamped
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -73,7 +73,18 @@ _DRIVERS = {
 _OPTIONS = {"use_listings_cache": False}  # other ranks write too
 _S3_OPTIONS = {"max_concurrency": 4}  # parts of 50 MiB in memory at once
 _CHUNK = 8 * 2**20
-TRASH = ".trash"  # of an output folder: what had to make room
+# what stores call a file's version, checksum or time of change
+_TAGS = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "content_md5",
+    "last_modified",
+    "LastModified",
+    "updated",
+    "mtime",
+    "created",
+)
 _OF_OUT = (TRASH, "tracking")  # folders that only an output folder has
 
 
@@ -127,6 +138,24 @@ def is_file(path: Path) -> bool:
             return False
 
 
+def stamp_of(path: Path) -> str:
+    """What changes with a file's content, without reading it: size and time of change, or a store's ETag;
+    "missing" where it is not there. Raises OSError in one line where the store does not answer."""
+    if not is_remote(path):
+        try:
+            found = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return "missing"
+        return f"{found.st_size} {found.st_mtime_ns}"
+    with named_errors(path):
+        try:
+            about = _store(path).info(_key(path))
+        except FileNotFoundError:
+            return "missing"
+    tag = next((about[name] for name in _TAGS if about.get(name)), "")
+    return f"{about.get('size')} {tag}"
+
+
 def list_folder(path: Path) -> list[Path]:
     """Sorted direct children; [] where the folder is missing. Raises OSError if the store does not answer."""
     if not is_remote(path):
@@ -164,6 +193,17 @@ def remove_folder(path: Path) -> None:
             _store(path).rm(_key(path), recursive=True)
         except FileNotFoundError:
             return
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder; links count themselves. Raises OSError."""
+    if is_remote(path):
+        with named_errors(path):
+            found: Any = _store(path).find(_key(path), detail=True)
+        return sum(int(info.get("size") or 0) for info in found.values())
+    if path.is_dir() and not path.is_symlink():
+        return sum(size_of(child) for child in path.iterdir())
+    return path.lstat().st_size
 
 
 def trash_of(path: Path) -> Path:
