@@ -7,6 +7,7 @@ wrap them without effect.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ class LoraConfig:
     base: Literal["fp32", "bf16", "int8", "fp8", "nf4"] = "fp32"
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or not self.alpha > 0:
+        if self.rank < 1 or not 0 < self.alpha < math.inf:
             raise ValueError(
                 f"lora needs a rank of at least 1 and an alpha above 0, got rank {self.rank} and alpha "
                 f"{self.alpha}"

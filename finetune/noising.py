@@ -32,8 +32,7 @@ class Levels:
     logit_std: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.shift is not None:
-            self.config()
+        (self if self.shift is not None else replace(self, shift=1.0)).config()
 
     def config(self) -> LevelConfig:
         """Raises ValueError as LevelConfig, and without a shift."""

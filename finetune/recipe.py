@@ -11,9 +11,18 @@ from finetune.advantage import AdvantageConfig, Floor, Route
 from finetune.lora import LoraConfig
 from finetune.objectives.base import Objective, Phase, RolloutPlan
 from finetune.objectives.registry import SHIPPED, default_phases, objective_type, sections
-from pretrain.config import INLINE, MEMBER, nearest
+from pretrain.config import (
+    BELOW_ONE,
+    FROM_ONE,
+    INLINE,
+    MEMBER,
+    NOT_NEGATIVE,
+    POSITIVE,
+    check_bounds,
+    nearest,
+)
 from pretrain.generation.config import GenerateConfig
-from pretrain.recipe import ParallelConfig
+from pretrain.recipe import ParallelConfig, check_grad_clip
 from pretrain.sampling import SamplerConfig
 
 
@@ -87,6 +96,15 @@ class StopConfig:
             raise ValueError("stop.patience needs prompts to score; set stop.prompts")
 
 
+_NUMBERS = {
+    **dict.fromkeys(("checkpoint_every", "keep_last", "max_flat_rounds", "max_skips"), FROM_ONE),
+    "ema_decay": BELOW_ONE,
+    "weight_decay": NOT_NEGATIVE,
+    "samples": NOT_NEGATIVE,
+    "fps": POSITIVE,
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class AlignConfig:
     """All settings of alignment; `sequence` lists the objectives to run (finetune.objectives.registry).
@@ -111,7 +129,7 @@ class AlignConfig:
     seed: int = 0
     ema_decay: float = 0.9
     weight_decay: float = 1e-4
-    grad_clip: float = 1.0
+    grad_clip: float = 1.0  # as of pretraining
     mixed_precision: Literal["fp32", "bf16"] = "bf16"
     parallel: ParallelConfig = field(default_factory=lambda: ParallelConfig(shard_blocks=False))
     checkpoint_every: int = 1  # rounds
@@ -140,11 +158,8 @@ class AlignConfig:
             raise ValueError(
                 f"parallel.context and parallel.replicas must be at least 1, got {self.parallel}"
             )
-        for name in ("checkpoint_every", "keep_last", "max_flat_rounds", "max_skips"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+        check_bounds(self, _NUMBERS)
+        check_grad_clip(self.grad_clip)
 
     def objectives(self) -> tuple[Objective[Any], ...]:
         """Fresh ones, in the order of the sequence; an entry that comes twice is one objective."""
@@ -174,8 +189,16 @@ class AlignConfig:
         phase = self.objectives()[0].phase
         return RolloutPlan("default", self.stop.prompts, 1, self.deployed, phase.rollout_batch)
 
+    def check_objectives(self) -> None:
+        """Raises ValueError if an objective cannot roll out as set, or learn from the rubric's rewards."""
+        for objective in self.objectives():
+            objective.rollout()
+            objective.check_routes(self.rubric.routes(), self.rubric.advantage.routed)
+
     def check_ranks(self, world_size: int) -> None:
-        """Raises ValueError if ranks do not divide into context groups, or a phase's groups over those."""
+        """Raises ValueError if ranks do not divide into context groups, or a phase's groups over those, and
+        as `check_objectives`."""
+        self.check_objectives()
         parts = self.parallel.context * self.parallel.replicas
         if world_size % parts:
             raise ValueError(

@@ -33,7 +33,7 @@ class Kernel:
     def __post_init__(self) -> None:
         if self.name not in ("flow_sde", "cps"):
             raise ValueError(f"kernel must be flow_sde or cps, got {self.name!r}")
-        if not (self.eta > 0 and (self.name == "flow_sde" or self.eta <= 1)):
+        if not (0 < self.eta < math.inf and (self.name == "flow_sde" or self.eta <= 1)):
             raise ValueError(
                 f"eta must be above 0 (cps: at most 1), got {self.eta} for {self.name}; without noise there "
                 "is no density"

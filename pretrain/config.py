@@ -5,8 +5,16 @@ Rewards import nothing of ours, so the one reader that both need lives with them
 
 from rewards.options import (
     ADDED,
+    BELOW_ONE,
+    FINITE,
+    FROM_ONE,
     INLINE,
     MEMBER,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    Bounds,
+    check_bounds,
     from_json,
     nearest,
     one_line,
@@ -18,8 +26,16 @@ from rewards.options import (
 
 __all__ = [
     "ADDED",
+    "BELOW_ONE",
+    "FINITE",
+    "FROM_ONE",
     "INLINE",
     "MEMBER",
+    "NOT_NEGATIVE",
+    "POSITIVE",
+    "SHARE",
+    "Bounds",
+    "check_bounds",
     "from_json",
     "nearest",
     "one_line",

@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from pretrain.config import NOT_NEGATIVE, check_bounds
 from pretrain.dropout import DropoutConfig, Dropped, draw_dropout
 from pretrain.flow.path import LevelConfig, draw_sigma, interpolate, sigma_weight, velocity_target
 from pretrain.randomness import generator_for
 from pretrain.tasks import TASKS
-from pretrain.types import AVBatch, CleanStream, Conditioning, Stream, Velocity, sent
+from pretrain.types import AVBatch, CleanStream, Conditioning, Stream, Task, Velocity, sent
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """Loss = video_weight * video mean + audio_weight * audio mean, each over its own noised elements."""
+    """Loss = video_weight * video mean + audio_weight * audio mean, each over its own noised elements.
+
+    Raises ValueError for negative weights: their steps would raise the error.
+    """
 
     video_weight: float = 1.0
     audio_weight: float = 0.2
     levels: LevelConfig = field(default_factory=LevelConfig)
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
+
+    def __post_init__(self) -> None:
+        check_bounds(self, {"video_weight": NOT_NEGATIVE, "audio_weight": NOT_NEGATIVE}, "objective.")
+
+    def check_trains(self, tasks: Mapping[str, float], where: str = "") -> None:
+        """Raises ValueError where no task that is drawn has a loss of weight above 0."""
+        drawn = [TASKS[Task(name)] for name, weight in tasks.items() if weight > 0]
+        if any((self.video_weight and task.video) or (self.audio_weight and task.audio) for task in drawn):
+            return
+        raise ValueError(
+            f"{where}tasks {dict(tasks)} with objective.video_weight {self.video_weight:g} and audio_weight "
+            f"{self.audio_weight:g} train nothing; raise the weight of what the tasks generate"
+        )
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,14 @@ from typing import Any
 from pretrain.model.args import ModelArgs
 from pretrain.model.flops import ClipShape
 from pretrain.model.plan_sizes import sizes_of
+from pretrain.model.plan_training import MOMENT_BYTES
+from pretrain.plan_schedule import clips_per_batch
 from pretrain.recipe import PretrainConfig
 from pretrain.types import SPEAKER_DIM
 
 HOUR_S, DAY_H = 3600, 24
 TB = 1e12
-_STATE_BYTES, _EMA_BYTES = 12, 4  # of a parameter: fp32 weights and both moments; the average
+_WEIGHT_BYTES, _EMA_BYTES = 4, 4  # of a parameter: fp32 weights; their average
 
 
 def plan_costs(
@@ -40,12 +42,14 @@ def plan_costs(
             "--clips must be at least 1, --price and --encode-pixels-per-s not negative, got "
             f"{clips}, {price:g}, {encode_pixels_per_s:g}"
         )
-    drawn = sum(stage.steps for stage in config.stages.values()) * config.global_batch_size
+    batches = sum(stage.steps * clips_per_batch(stage) for stage in config.stages.values())
+    drawn = batches * config.global_batch_size
     encoding = clips * pixels / encode_pixels_per_s / HOUR_S if encode_pixels_per_s else None
     training = days * DAY_H * gpus
     per_clip = clip_bytes(args, clip, latent_bytes)
     parameters = sizes_of(args).total
-    state = parameters * (_STATE_BYTES + (_EMA_BYTES if config.ema_decay > 0 else 0))
+    average = _EMA_BYTES if config.ema_decay > 0 else 0
+    state = parameters * (_WEIGHT_BYTES + MOMENT_BYTES[config.optimizer.moments] + average)
     hours = training + (encoding or 0.0)
     return {
         "clips": clips,

@@ -47,6 +47,16 @@ def plan_schedule(
     }
 
 
+def clips_per_batch(stage: StageConfig) -> float:
+    """Clips that a step takes on average, in global batches, over the stage's mix of tasks."""
+    weights = sum(stage.tasks.values())
+    return sum(weight / weights * _factor(stage, name) for name, weight in stage.tasks.items())
+
+
+def _factor(stage: StageConfig, task: str) -> int:
+    return 1 if TASKS[Task(task)].video else stage.audio_only_batch_factor
+
+
 def mean_clip_flops(config: PretrainConfig, stage: StageConfig, clip: ClipShape) -> float:
     """Training FLOPs a step spends per clip of the global batch, over the stage's mix of tasks."""
     args, weights = flavor(config.flavor), sum(stage.tasks.values())
@@ -54,10 +64,5 @@ def mean_clip_flops(config: PretrainConfig, stage: StageConfig, clip: ClipShape)
     for name, weight in stage.tasks.items():
         spec = TASKS[Task(name)]
         shape = replace(clip, video=clip.video if spec.video else 0, audio=clip.audio if spec.audio else 0)
-        mean += (
-            weight
-            / weights
-            * training_flops(args, shape)
-            * (1 if spec.video else stage.audio_only_batch_factor)
-        )
+        mean += weight / weights * training_flops(args, shape) * _factor(stage, name)
     return mean

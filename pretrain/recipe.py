@@ -8,7 +8,16 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal, get_args
 
-from pretrain.config import ADDED, nearest, to_json
+from pretrain.config import (
+    ADDED,
+    BELOW_ONE,
+    FROM_ONE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    check_bounds,
+    nearest,
+    to_json,
+)
 from pretrain.model.context_parallel import check_degree
 from pretrain.model.flavors import flavor
 from pretrain.model.plan_setup import MomentsFormat
@@ -19,25 +28,39 @@ from pretrain.schedule import StageConfig
 Float8Recipe = Literal["none", "tensorwise", "rowwise", "rowwise_with_gw_hp"]
 
 
+_OPTIMIZER = {"beta1": BELOW_ONE, "beta2": BELOW_ONE, "eps": POSITIVE, "weight_decay": NOT_NEGATIVE}
+
+
+def check_grad_clip(norm: float, where: str = "") -> None:
+    """Raises ValueError unless it is above 0; infinity clips nothing."""
+    if not norm > 0:
+        raise ValueError(
+            f"{where}grad_clip is the largest norm of a gradient and must be above 0, got {norm:g}, with "
+            "which nothing would be trained; for no clipping set a very large number, such as 1e9"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW; the learning rate belongs to the stage."""
+    """AdamW; the learning rate belongs to the stage. Raises ValueError for numbers that train nothing."""
 
     beta1: float = 0.9
     beta2: float = 0.99
     eps: float = 1e-8
     weight_decay: float = 0.0
-    grad_clip: float = 1.0  # global gradient norm
+    grad_clip: float = 1.0  # largest global gradient norm; a very large number, such as 1e9, clips nothing
     # 8bit: both moments as codes with a scale per 64 to 256 values, by torchao's rounding; needs torchao
     moments: MomentsFormat = field(default="fp32", metadata={ADDED: True})
 
     def __post_init__(self) -> None:
         _one_of("optimizer.moments", self.moments, get_args(MomentsFormat))
+        check_bounds(self, _OPTIMIZER, "optimizer.")
+        check_grad_clip(self.grad_clip, "optimizer.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When full training states are written, where, and which are kept."""
+    """When full training states are written, where, and which are kept. Raises ValueError out of range."""
 
     interval: int = 200  # steps
     # a path or URL (s3://bucket/run) that gets a folder per stage; "" = checkpoint/ in the run's own folder
@@ -48,15 +71,30 @@ class CheckpointConfig:
     # write the state of step 0 and stop: what trainings on other ranks or devices begin with, bit by bit
     create_seed_checkpoint: bool = False
 
+    def __post_init__(self) -> None:
+        check_bounds(
+            self, {"interval": FROM_ONE, "keep_last": FROM_ONE, "keep_every": NOT_NEGATIVE}, "checkpoint."
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepPolicy:
-    """Policy for steps with non-finite loss or gradient, or a gradient spike: skipped and counted."""
+    """Policy for steps with non-finite loss or gradient, or a gradient spike: skipped and counted.
+
+    Raises ValueError for negative numbers.
+    """
 
     max_skips_in_a_row: int = 10  # more than that stops the run
     # skip where the gradient norm is above this times the running median; 0 = never
     spike_factor: float = 20.0
     spike_window: int = 50  # steps the median is over; no spike is called before the window is full
+
+    def __post_init__(self) -> None:
+        check_bounds(
+            self,
+            {"max_skips_in_a_row": NOT_NEGATIVE, "spike_factor": NOT_NEGATIVE, "spike_window": NOT_NEGATIVE},
+            "policy.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +166,19 @@ class MonitorConfig:
         return rank in map(int, parts)
 
 
+_NUMBERS = {
+    "global_batch_size": FROM_ONE,
+    "local_batch_size": NOT_NEGATIVE,
+    "ema_decay": BELOW_ONE,
+    "log_every": FROM_ONE,
+    "validate_every": NOT_NEGATIVE,
+    "validation_samples": NOT_NEGATIVE,
+    "shuffle_shards": NOT_NEGATIVE,
+    "prefetch": NOT_NEGATIVE,
+    "cache_gb": POSITIVE,
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
     """All of pretraining. Raises ValueError where parts do not fit each other."""
@@ -167,7 +218,7 @@ class PretrainConfig:
     deterministic: bool = False  # torchtitan's debug.deterministic: equal bits of equal runs, slower
     log_every: int = 10
     validate_every: int = 0  # steps; 0 = only at the end of a stage
-    validation_samples: int = 64
+    validation_samples: int = 64  # clips of the set `validation`, of all its sizes; 0 = no validation
     # a path or URL (s3://bucket/latents) with a folder per encoded set; "" = the pipeline's own
     latents: str = ""
     # a set larger than 1 GiB is shuffled within windows of that many shards; 0 = as a whole
@@ -192,19 +243,9 @@ class PretrainConfig:
                 f"parallel.context and parallel.replicas must be at least 1, got {self.parallel}"
             )
         check_degree(flavor(self.flavor), self.parallel.context)
-        for name in ("global_batch_size", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.checkpoint.interval < 1 or self.checkpoint.keep_last < 1:
-            raise ValueError(f"checkpoint.interval and keep_last must be at least 1, got {self.checkpoint}")
-        if self.shuffle_shards < 0 or self.prefetch < 0 or not self.cache_gb > 0:
-            raise ValueError(
-                "shuffle_shards and prefetch must not be negative and cache_gb more than 0, got "
-                f"{self.shuffle_shards}, "
-                f"{self.prefetch}, {self.cache_gb}"
-            )
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+        check_bounds(self, _NUMBERS)
+        for stage in self.stages.values():
+            self.objective.check_trains(stage.tasks, f"stages.{stage.name}.")
 
     def stage(self, name: str) -> StageConfig:
         """Raises ValueError naming the nearest stage."""

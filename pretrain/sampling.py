@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pretrain.config import ADDED
+from pretrain.config import ADDED, FROM_ONE, POSITIVE, check_bounds
 from pretrain.flow.guidance import GuidanceScales, guided_velocity
 from pretrain.flow.reuse import FeatureCacheConfig, computed_steps
 from pretrain.flow.solvers import Latents, SolverName, solve, solver_sigmas
@@ -19,7 +19,10 @@ from pretrain.types import Conditioning, Stream, Velocity
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
-    """How a trajectory is integrated and guided; the defaults are the release's."""
+    """How a trajectory is integrated and guided; the defaults are the release's.
+
+    Raises ValueError below one step and for a shift that is not above 0, which leads nowhere.
+    """
 
     solver: SolverName = "unipc"
     steps: int = 50
@@ -27,6 +30,9 @@ class SamplerConfig:
     guidance: GuidanceScales = field(default_factory=GuidanceScales)
     # features that are reused between steps; off by default
     cache: FeatureCacheConfig = field(default_factory=FeatureCacheConfig, metadata={ADDED: True})
+
+    def __post_init__(self) -> None:
+        check_bounds(self, {"steps": FROM_ONE, "shift": POSITIVE}, "sampler.")
 
     def computed_steps(self) -> list[bool]:
         """Whether each step computes the model's blocks or reuses features. Raises ValueError as `solve`."""

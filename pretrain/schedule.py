@@ -35,6 +35,16 @@ class StageConfig:
     decay: Literal["linear", "sqrt", "cosine"] = "cosine"
     min_lr_factor: float = 0.05
 
+    @property
+    def notice(self) -> str:
+        """What of it will not be as it says, in one line; "" = nothing."""
+        if self.warmup_steps <= self.steps:
+            return ""
+        return (
+            f"{self.name}: warmup_steps {self.warmup_steps} is more than its {self.steps} steps: the "
+            "learning rate rises through all of them, reaches lr at the last and does not decay"
+        )
+
     def __post_init__(self) -> None:
         for name in self.tasks:
             if name not in Task.__members__:
@@ -44,7 +54,7 @@ class StageConfig:
                 f"steps and audio_only_batch_factor must be positive and warmup_steps not negative, got "
                 f"{self.steps}, {self.audio_only_batch_factor}, {self.warmup_steps}"
             )
-        if not (self.lr > 0 and 0 <= self.decay_fraction <= 1 and 0 <= self.min_lr_factor <= 1):
+        if not (0 < self.lr < math.inf and 0 <= self.decay_fraction <= 1 and 0 <= self.min_lr_factor <= 1):
             raise ValueError(
                 f"lr must be > 0, decay_fraction and min_lr_factor in [0, 1]; got {self.lr}, "
                 f"{self.decay_fraction}, {self.min_lr_factor}"

@@ -43,6 +43,51 @@ _TRUTHS = {
 }  # of YAML 1.1, for fields that are true or false
 
 
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """An interval of numbers that a field may have; NaN is in none.
+
+    above: `low` itself is outside; below: `high` itself is; endless: infinity is inside.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+    endless: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        """Whether it is in the interval."""
+        over = value > self.low if self.above else value >= self.low
+        under = value < self.high if self.below else value <= self.high
+        return over and under and (self.endless or math.isfinite(value))
+
+    def __str__(self) -> str:
+        ends = []
+        if self.low > -math.inf:
+            ends.append(f"{'above' if self.above else 'at least'} {self.low:g}")
+        if self.high < math.inf:
+            ends.append(f"{'below' if self.below else 'at most'} {self.high:g}")
+        return " and ".join(ends) or "a finite number"
+
+
+FINITE = Bounds()
+NOT_NEGATIVE, POSITIVE = Bounds(0), Bounds(0, above=True)
+FROM_ONE = Bounds(1)
+SHARE, BELOW_ONE = Bounds(0, 1), Bounds(0, 1, below=True)
+
+
+def check_bounds(config: object, bounds: Mapping[str, Bounds], where: str = "") -> None:
+    """Raises ValueError naming the first field of `config` that is outside, what it is and may be.
+
+    where: in front of the field's name, such as `optimizer.`.
+    """
+    for name, allowed in bounds.items():
+        value = getattr(config, name)
+        if value not in allowed:
+            raise ValueError(f"{where}{name} must be {allowed}, got {value:g}")
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Part of an error message for an unknown name: the nearest valid one and the full list."""
     valid = sorted(valid)

@@ -69,7 +69,7 @@ def test_the_shift_moves_drawn_levels(
 
 
 def test_level_config_refuses_nonsense() -> None:
-    with pytest.raises(ValueError, match="shift and logit_std must be positive"):
+    with pytest.raises(ValueError, match=r"levels\.shift must be above 0, got 0"):
         LevelConfig(shift=0)
 
 

@@ -213,9 +213,9 @@ def test_what_is_wrong_is_said() -> None:
     weights = group_weights(advantage(*GAINS), torch.arange(4) // 2, RwrConfig())
     with pytest.raises(ValueError, match="got rwr's weights"):
         loss(at_start(), scored(rollout(), weights), CONFIG, KEY)
-    with pytest.raises(ValueError, match="awm: clip_range and max_advantage must be positive"):
+    with pytest.raises(ValueError, match="awm: clip_range must be above 0, got 0"):
         AwmConfig(clip_range=0)
-    with pytest.raises(ValueError, match="awm: clip_range and max_advantage must be positive"):
+    with pytest.raises(ValueError, match="awm: max_advantage must be above 0, got -1"):
         AwmConfig(max_advantage=-1)
-    with pytest.raises(ValueError, match="must not be negative"):
+    with pytest.raises(ValueError, match="awm: old_weight must be at least 0, got -1"):
         AwmConfig(old_weight=-1)

@@ -318,6 +318,7 @@ def test_bad_labels_and_settings_are_refused() -> None:
         GsbDpoConfig(beta=0)
     with pytest.raises(ValueError, match=r"tie rate of sync must be in \[0, 1\), got 1"):
         TieRates(sync=1.0)
-    for wrong in ({"sync": -1.0}, dict.fromkeys(AXES, 0.0)):
-        with pytest.raises(ValueError, match="weights must not be negative and one must be above 0"):
-            AxisWeights(**wrong)
+    with pytest.raises(ValueError, match=r"weights\.sync must be at least 0, got -1"):
+        AxisWeights(sync=-1.0)
+    with pytest.raises(ValueError, match="weights: one must be above 0"):
+        AxisWeights(**dict.fromkeys(AXES, 0.0))

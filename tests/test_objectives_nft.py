@@ -249,7 +249,7 @@ def test_weights_and_nonsense_are_refused() -> None:
     given_ = group_weights(advantage([1, -1], [1, -1]), torch.tensor([0, 0]), RwrConfig())
     with pytest.raises(ValueError, match="reads advantages, got rwr's weights"):
         loss(GainPolicy((0.3, 0.3)), scored(rollout(2), given_), ALONE, KEY)
-    with pytest.raises(ValueError, match="beta and max_advantage"):
+    with pytest.raises(ValueError, match="nft: beta must be above 0, got 0"):
         NftConfig(beta=0)
-    with pytest.raises(ValueError, match="must not be negative"):
+    with pytest.raises(ValueError, match="nft: audio_weight must be at least 0, got -1"):
         NftConfig(audio_weight=-1)

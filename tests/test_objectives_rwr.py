@@ -295,9 +295,9 @@ def test_a_broken_clip_takes_no_part() -> None:
 def test_advantages_are_not_taken_for_weights() -> None:
     with pytest.raises(ValueError, match=r"by rwr\.group_weights"):
         loss(GainPolicy((0.3, 0.3)), scored(rollout(2), advantage([1, 2], [1, 2])), CONFIG, KEY)
-    with pytest.raises(ValueError, match="temperature and max_weight"):
+    with pytest.raises(ValueError, match="rwr: temperature must be above 0, got 0"):
         RwrConfig(temperature=0)
-    with pytest.raises(ValueError, match="must not be negative"):
+    with pytest.raises(ValueError, match="rwr: old_weight must be at least 0, got -1"):
         RwrConfig(old_weight=-1)
     with pytest.raises(ValueError, match="form must be centred or weighted, got 'centered'"):
         RwrConfig(form="centered")  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,15 @@ from titan_world import config, write_latents
 from experiments.cli import main
 from experiments.jobs.named import missing
 from experiments.jobs.request import Request
+from pretrain.data.stream.loader import Slice, StageLoader
 from pretrain.data.stream.sample import Sample, pack
+from pretrain.data.stream.sample_set import open_sets
 from pretrain.model.flavors import flavor
 from pretrain.model.flops import ClipShape
 from pretrain.model.plan import clip_shape
 from pretrain.model.plan_sizes import sizes_of
 from pretrain.plan_costs import clip_bytes, plan_costs
+from pretrain.plan_schedule import clips_per_batch
 from pretrain.recipe import CheckpointConfig, PretrainConfig
 
 ARGS = flavor("debug")
@@ -38,6 +42,30 @@ def test_hours_storage_and_money_in_closed_form():
     assert found["storage_tb"]["latents"] == pytest.approx(240 * found["bytes_per_clip"] / 1e12)
     assert found["storage_tb"]["training_states"] == pytest.approx(3 * 16 * sizes_of(ARGS).total / 1e12)
     assert found["cost_leaves_out"] == []
+
+
+def test_the_moments_of_the_recipe_and_the_batches_of_sound_alone_are_counted():
+    recipe = config(steps=60, checkpoint=CheckpointConfig(keep_last=2))
+    recipe = replace(
+        recipe,
+        optimizer=replace(recipe.optimizer, moments="8bit"),
+        stages={"stage1": replace(recipe.stage("stage1"), audio_only_batch_factor=3)},
+    )
+    rates = {"clips": 240, "price": 2.5, "encode_pixels_per_s": 1000.0, "latent_bytes": 2}
+    found = plan_costs(ARGS, CLIP, 36_000, recipe, 4, 0.5, **rates)
+    per_parameter = 4 + 2 * (1 + 4 / 256) + 4  # weights, codes of the moments with their scales, the average
+    states = 3 * per_parameter * sizes_of(ARGS).total
+    assert found["storage_tb"]["training_states"] == pytest.approx(states / 1e12)
+    # 60 steps of 4 clips; 1 of 2.5 is of sound alone, with three times the batch
+    assert found["times_each_clip_is_seen"] == pytest.approx(60 * 4 * (1 + 2 * 1.0 / 2.5) / 240)
+
+
+def test_the_planned_draws_are_those_of_the_loader(tmp_path):
+    stage = replace(config(steps=500).stage("stage1"), audio_only_batch_factor=3)
+    sets = open_sets(write_latents(tmp_path), stage)
+    loader = StageLoader(stage, sets, 0, 4, Slice(local_batch_size=4))
+    drawn = sum(loader.clips_of_step(step) for step in range(1, stage.steps + 1))
+    assert drawn / (4 * stage.steps) == pytest.approx(clips_per_batch(stage), rel=0.01)
 
 
 def test_an_encoder_of_unknown_speed_is_left_out_and_said():

@@ -136,7 +136,7 @@ def test_old_keeps_its_share_and_decay_zero_copies():
 def test_schedules_of_the_old_policy(schedule, points):
     for update, decay in points.items():
         assert schedule.decay(update) == pytest.approx(decay, abs=1e-12)
-    with pytest.raises(ValueError, match="limit be in"):
+    with pytest.raises(ValueError, match=r"old\.limit must be at least 0 and below 1"):
         OldSchedule(limit=1.0)
 
 

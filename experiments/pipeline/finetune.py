@@ -109,6 +109,8 @@ def finetune_tracked(
             "nava.trained": "all weights" if run.finetune.full else f"LoRA of rank {run.finetune.lora.rank}",
         }
     )
+    if notice := run.config.stage(STAGE).notice:
+        print(f"note: {notice}")
     _write_prompts(run, job)
     result = finetune_model(run, job.ranks, job.port, nodes=job.nodes)
     if result.status != "finished" or result.model is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ from pretrain.config import to_json
 from pretrain.data.encoding.config import EncodeConfig
 from pretrain.data.encoding.encode_launch import encode_places
 from pretrain.data.encoding.encode_ranks import EncodeJob, SetJob
+from pretrain.data.encoding.media_files import files_of, media_digest
 from pretrain.data.encoding.parts import MANIFEST
 from pretrain.data.encoding.units import split
 from pretrain.data.manifest import ManifestRow, check_rejected, write_manifest
 from pretrain.data.stream.buckets import BucketConfig
 from pretrain.data.stream.store import LatentStore
-from pretrain.files import sha256_of
+from pretrain.files import read_json, sha256_of, write_json
 from pretrain.generation.config import GenerateConfig
 from pretrain.jsonl import FieldError
 from pretrain.prompt import parse
@@ -30,6 +31,8 @@ from pretrain.storage import is_file, is_remote, list_folder, local_file, place
 from pretrain.types import VIDEO_FRAMES_PER_LATENT
 
 VALIDATION = "validation"
+MADE_OF = "made_of.json"  # beside an encoded set: digests of its rows, their files, codec and settings
+_CALLED = {"files": "the clips' files", "codec": "the codec", "settings": "settings of encode"}
 SAMPLES_CHECKED = 2000
 _KINDS = (
     "a manifest of training rows (JSONL), a folder of an encoded set, a folder of clip.mp4 with clip.txt, or "
@@ -63,7 +66,7 @@ def prepared_sets(
         if config.sound.required:
             check_trains_audio(config, any(parse(row.text).spans for row in rows), clips)
             _say(of_rows(str(clips), rows, config.sound).check(config.sound))
-        folder = _encoded(manifest, fitted, codec, to)
+        folder = _encoded(manifest, rows, fitted, codec, to)
     store = LatentStore(folder)
     samples = [store[index] for index in spread(range(len(store)), SAMPLES_CHECKED)]
     speech = any(len(sample.speaker_positions) for sample in samples)
@@ -161,20 +164,42 @@ def _rows_of(manifest: Path, max_bad_fraction: float) -> list[ManifestRow]:
     return rows
 
 
-def _encoded(manifest: Path, config: EncodeConfig, codec: Path, to: Path) -> Path:
-    """The encoded set below `to`, in a folder of its content, codec and settings; resumed if interrupted."""
+def _encoded(
+    manifest: Path, rows: Sequence[ManifestRow], config: EncodeConfig, codec: Path, to: Path
+) -> Path:
+    """The encoded set below `to`, in a folder of its rows, their files, codec and settings; resumed if
+    interrupted. Says whether it was there."""
+    counting: dict[str, Any] = {**to_json(config), "max_bad_fraction": None, "num_readers": None}
     with local_file(manifest) as local:
-        counting: dict[str, Any] = {**to_json(config), "max_bad_fraction": None, "num_readers": None}
-        name = f"{stable_hash(sha256_of(local), sha256_of(codec / 'config.json'), counting):016x}"
-    folder = to / name
-    if not is_file(folder / CLIPS / MANIFEST):
-        print(f"encoding {manifest} into {folder / CLIPS}")
+        made_of = {
+            "rows": sha256_of(local),
+            "files": media_digest(files_of(rows, manifest.parent)),
+            "codec": sha256_of(codec / "config.json"),
+            "settings": f"{stable_hash(counting):016x}",
+        }
+    folder = to / f"{stable_hash(*made_of.values()):016x}"
+    if is_file(folder / CLIPS / MANIFEST):
+        print(f"{folder / CLIPS}: encoded before; neither the clips' files nor their rows have changed since")
+    else:
+        print(f"encoding {manifest} into {folder / CLIPS}{_unlike(to, folder, made_of)}")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / MADE_OF, made_of)
         sets = (SetJob(name=CLIPS, manifest=str(manifest)),)
         job = EncodeJob(config=config, sets=sets, codec=str(codec), to=str(folder))
         content = encode_places(job, to / ".encoding", 1)[CLIPS]
         if content["num_rejected"]:
             print(f"{content['num_rejected']} rows are left out; the first: {content['rejected'][0]}")
     return folder / CLIPS
+
+
+def _unlike(to: Path, folder: Path, made_of: Mapping[str, str]) -> str:
+    """What is another than in the set of these rows that is there, as part of a line; "" = there is none."""
+    for other in sorted(to.glob(f"*/{MADE_OF}")):
+        before = read_json(other, "remove its folder")
+        if other.parent != folder and before.get("rows") == made_of["rows"]:
+            changed = [_CALLED[name] for name in made_of if before.get(name) != made_of[name]]
+            return f", anew: {' and '.join(changed)} changed since {other.parent.name} was encoded"
+    return ""
 
 
 def _say(notice: str) -> None:

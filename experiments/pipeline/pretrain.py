@@ -24,6 +24,8 @@ def run(job: StageJob, tracker: SpoolTracker, stage: str) -> None:
     """Train a stage from the model of the previous one. Raises Interrupted if stopped early."""
     layout = job.layout
     training = stage_run_of(job, stage, tracker)
+    if notice := job.recipe.pretrain.stage(stage).notice:
+        print(f"note: {notice}")
     result = train_run(training, nproc=job.ranks, port=job.port, nodes=job.nodes)
     if result.status != "finished":
         raise Interrupted(

@@ -6,7 +6,6 @@ import codecs
 import glob
 import hashlib
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ from pathlib import Path
 from experiments.preparation.config import PrepareConfig
 from experiments.preparation.records import GivenText, RawVideo, Rejection, printable
 from experiments.preparation.remote import is_address, listed_videos
+from experiments.preparation.subtitles import subtitles
 from pretrain.data.plain import PlainClip, is_plain, named_files, plain_clips, table_of, unused_id
 from pretrain.data.plain_tables import TABLES
 from pretrain.files import wide_encoding
@@ -25,7 +25,6 @@ from rewards.media_folder import VIDEO_SUFFIXES, scan_folder
 
 SUBTITLES = (".srt", ".vtt")
 LISTS = (".txt", ".list")
-_TIME = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2})[.,](\d{1,3})")
 _SOME = f"{', '.join(sorted(VIDEO_SUFFIXES)[:5])}, ..."
 ReadText = Callable[[Path, int], bytes | None]
 _MAX_TEXT_BYTES = 4 << 20
@@ -240,31 +239,3 @@ def _read(path: Path, read: ReadText) -> str | None:
     if broken := broken_character(text):
         raise ValueError(f"{path}: {broken}")
     return text
-
-
-def subtitles(text: str, path: Path) -> tuple[tuple[float, float, str], ...]:
-    """(start, end, words) of each cue of SubRip or WebVTT, tags and speaker names left out.
-
-    Raises ValueError with the line of a cue that ends before it starts, or for a file without cues.
-    """
-    cues: list[tuple[float, float, str]] = []
-    for block in re.split(r"\n[ \t]*\n", text.replace("\r\n", "\n")):
-        lines = block.strip().split("\n")
-        at = next((i for i, line in enumerate(lines) if "-->" in line), None)
-        if at is None:
-            continue
-        times = [_seconds(match) for match in _TIME.finditer(lines[at])][:2]
-        words = re.sub(r"<[^>]*>|\{\\[^}]*\}|\[[^\]]*\]|\([^)]*\)", " ", " ".join(lines[at + 1 :]))
-        words = re.sub(r"(?:^|(?<=\s))(?:[A-Z][A-Z .']+:|-)\s", " ", words)
-        if len(times) != 2 or times[1] <= times[0]:
-            raise ValueError(f"{path}: cue {lines[at].strip()[:60]!r} has no start before its end; mend it")
-        if words.strip() and re.search(r"\w", words):
-            cues.append((*times, " ".join(words.split())))  # type: ignore[arg-type]
-    if not cues:
-        raise ValueError(f"{path}: no cue with times and words in it; mend it or move it away")
-    return tuple(sorted(cues))
-
-
-def _seconds(match: re.Match[str]) -> float:
-    hours, minutes, seconds, fraction = match.groups()
-    return 3600 * int(hours or 0) + 60 * int(minutes) + int(seconds) + int(fraction.ljust(3, "0")) / 1000

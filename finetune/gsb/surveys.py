@@ -54,8 +54,8 @@ def names_of_raters(votes: Sequence[Rater]) -> tuple[list[str], tuple[str, ...]]
     shared = len({user for _, _, user in people}) < len(people)
     listed = ", ".join(label or "none" for label in labels.values())
     line = (
-        f"votes of {len(surveys)} surveys ({listed}): raters of one name in two of them are counted apart, as "
-        "SURVEY/RATER; leave `survey` out where they are the same people"
+        f"votes of {len(surveys)} surveys ({listed}): raters of one name in two of them are counted apart, "
+        "as SURVEY/RATER; leave `survey` out where they are the same people"
     )
     return [name_of[vote] for vote in votes], (line,) if shared else ()
 

@@ -24,9 +24,10 @@ from torch import Tensor
 
 from finetune.noising import Levels, draw, mean_square, metric, noised, usable, velocities
 from finetune.objectives.anchors import Anchor, anchor, distance_metrics, held
-from finetune.objectives.base import Passes, Phase, TrustRegionObjective
+from finetune.objectives.base import Passes, Phase, TrustRegionObjective, check_weights
 from finetune.objectives.surrogate import clipped, clipped_loss
 from finetune.types import Key, ObjectiveLoss, Policy, Role, RolloutsWithAdvantage
+from pretrain.config import POSITIVE, check_bounds
 from pretrain.flow.path import velocity_target
 
 SMALLEST_SQUARE = 1e-10  # added to the mean square, whose root has no gradient at 0
@@ -48,15 +49,8 @@ class AwmConfig:
     levels: Levels = field(default_factory=Levels)
 
     def __post_init__(self) -> None:
-        if self.clip_range <= 0 or self.max_advantage <= 0:
-            raise ValueError(
-                f"awm: clip_range and max_advantage must be positive, got {self.clip_range} and "
-                f"{self.max_advantage}"
-            )
-        if min(self.old_weight, self.reference_weight, self.video_weight, self.audio_weight) < 0:
-            raise ValueError(
-                "awm: old_weight, reference_weight, video_weight and audio_weight must not be negative"
-            )
+        check_bounds(self, {"clip_range": POSITIVE, "max_advantage": POSITIVE}, "awm: ")
+        check_weights(self, ("old_weight", "reference_weight", "video_weight", "audio_weight"), "awm: ")
 
 
 def matching_error(velocity: Tensor, target: Tensor, levels: Tensor) -> Tensor:

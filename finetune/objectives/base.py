@@ -8,7 +8,7 @@ a shipped name or as "package.module:Objective", and sets its fields under `alig
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
+from finetune.advantage import Route
 from finetune.noising import Levels
 from finetune.sde import StochasticSteps
 from finetune.types import (
@@ -28,6 +29,7 @@ from finetune.types import (
     RolloutsWithAdvantage,
 )
 from pretrain.codecs.base import Codecs
+from pretrain.config import FROM_ONE, NOT_NEGATIVE, POSITIVE, check_bounds
 from pretrain.flow.guidance import NO_GUIDANCE
 from pretrain.randomness import generator_for
 from pretrain.sampling import SamplerConfig
@@ -45,6 +47,26 @@ def check_exact_steps(sampler: SamplerConfig, where: str = "") -> None:
 
 def _unguided_sampler() -> SamplerConfig:
     return SamplerConfig(solver="euler", steps=16, shift=5.0, guidance=NO_GUIDANCE)
+
+
+_COUNTS = (
+    "rounds",
+    "prompts_per_round",
+    "clips_per_prompt",
+    "epochs",
+    "steps_per_epoch",
+    "micro_batch",
+    "rollout_batch",
+)
+
+
+def check_weights(config: object, names: Sequence[str], where: str) -> None:
+    """Raises ValueError for a negative weight, and where those of both modalities are 0."""
+    check_bounds(config, dict.fromkeys(names, NOT_NEGATIVE), where)
+    if not any(getattr(config, name) for name in ("video_weight", "audio_weight")):
+        raise ValueError(
+            f"{where}video_weight and {where}audio_weight are both 0; raise one, or nothing is learnt"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,19 +88,7 @@ class Phase:
     rollout_batch: int = 96  # clips per rank and forward pass while sampling
 
     def __post_init__(self) -> None:
-        for name in (
-            "rounds",
-            "prompts_per_round",
-            "clips_per_prompt",
-            "epochs",
-            "steps_per_epoch",
-            "micro_batch",
-            "rollout_batch",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.lr <= 0:
-            raise ValueError(f"lr must be positive, got {self.lr}")
+        check_bounds(self, {**dict.fromkeys(_COUNTS, FROM_ONE), "lr": POSITIVE})
         self._check_steps()
 
     @property
@@ -172,6 +182,12 @@ class Objective(ABC, Generic[PhaseT]):
     def check_ranks(self, world_size: int) -> None:
         """Raises ValueError if a round's groups do not divide over the ranks."""
         self._check_divides("prompts_per_round", world_size, world_size)
+
+    def check_routes(self, routes: Mapping[str, Route], routed: bool) -> None:
+        """Raises ValueError if the loss cannot learn from these rewards.
+
+        routed: each modality has the advantage of its own rewards (AdvantageConfig.routed).
+        """
 
     def prepare(self, files: PreferenceFiles, codecs: Codecs | None) -> None:
         """Open inputs other than rollouts. Raises ValueError or FileNotFoundError in one line."""

@@ -14,11 +14,13 @@ older.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from finetune.advantage import Route
 from finetune.noising import mean_square, metric, streams_at, usable, velocities
 from finetune.objectives.base import (
     Passes,
@@ -30,6 +32,7 @@ from finetune.objectives.base import (
 from finetune.objectives.surrogate import clipped, clipped_loss
 from finetune.sde import Kernel, StochasticSteps, joint_log_prob, normalised_log_ratio, replay
 from finetune.types import Key, ObjectiveLoss, Policy, Rollout, RolloutsWithAdvantage, Trajectory
+from pretrain.config import NOT_NEGATIVE, POSITIVE, SHARE, check_bounds
 from pretrain.flow.guidance import NO_GUIDANCE
 
 
@@ -49,13 +52,9 @@ class GrpoConfig:
     ratio_tolerance: float = 1e-5
 
     def __post_init__(self) -> None:
-        if self.clip_range <= 0 or self.max_advantage <= 0 or self.ratio_tolerance <= 0:
-            raise ValueError("grpo: clip_range, max_advantage and ratio_tolerance must be positive")
-        if not 0 <= self.video_share <= 1 or self.reference_weight < 0:
-            got = f"{self.video_share} and {self.reference_weight}"
-            raise ValueError(
-                f"grpo: video_share must be in [0, 1] and reference_weight not negative, got {got}"
-            )
+        positive = dict.fromkeys(("clip_range", "max_advantage", "ratio_tolerance"), POSITIVE)
+        shares = {"video_share": SHARE, "reference_weight": NOT_NEGATIVE}
+        check_bounds(self, positive | shares, "grpo: ")
 
 
 def check_on_policy(log_ratio: Tensor, tolerance: float = 1e-5) -> None:
@@ -217,6 +216,15 @@ class Grpo(TrustRegionObjective[GrpoPhase]):
         phase = self.phase
         steps = StochasticSteps(kernel=phase.kernel, window=phase.window, first_steps=phase.first_steps)
         return self._plan(stochastic=steps)
+
+    def check_routes(self, routes: Mapping[str, Route], routed: bool) -> None:
+        apart = [name for name, route in routes.items() if route.modality != "both"]
+        if routed and apart and not self.phase.objective.routed:
+            raise ValueError(
+                "grpo.objective.routed=false: a joint ratio needs one advantage for both modalities, but "
+                f"{apart[0]} is about {routes[apart[0]].modality} alone; set "
+                "align.grpo.objective.routed=true, or align.rubric.advantage.routed=false"
+            )
 
     def count(self, batch: RolloutsWithAdvantage) -> Tensor:
         return count(batch, self.phase.objective)

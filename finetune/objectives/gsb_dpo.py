@@ -12,6 +12,7 @@ voted on brings nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
@@ -26,6 +27,7 @@ from finetune.noising import Levels, draw, mean_square, metric, noised, velociti
 from finetune.objectives.base import Objective, Passes, Phase, PreferenceFiles
 from finetune.types import FIRST, NO_LABEL, SECOND, TIE, Key, ObjectiveLoss, Policy, PreferencePairs
 from pretrain.codecs.base import Codecs
+from pretrain.config import NOT_NEGATIVE, check_bounds
 from pretrain.flow.path import velocity_target
 from pretrain.types import Stream, sent
 
@@ -69,9 +71,9 @@ class AxisWeights:
     picture: float = 1.0
 
     def __post_init__(self) -> None:
-        weights = [getattr(self, axis) for axis in AXES]
-        if min(weights) < 0 or not any(weights):
-            raise ValueError(f"weights must not be negative and one must be above 0, got {self}")
+        check_bounds(self, dict.fromkeys(AXES, NOT_NEGATIVE), "weights.")
+        if not any(getattr(self, axis) for axis in AXES):
+            raise ValueError(f"weights: one must be above 0, got {self}")
 
     def used(self) -> tuple[str, ...]:
         """Axes with a weight."""
@@ -94,12 +96,11 @@ class GsbDpoConfig:
     levels: Levels = field(default_factory=Levels)
 
     def __post_init__(self) -> None:
-        if self.beta <= 0 or self.ties not in ("model", "drop"):
+        if not 0 < self.beta < math.inf or self.ties not in ("model", "drop"):
             raise ValueError(
                 f"gsb_dpo: beta must be positive and ties model or drop, got {self.beta} and {self.ties!r}"
             )
-        if self.reference_weight < 0:
-            raise ValueError(f"gsb_dpo: reference_weight must not be negative, got {self.reference_weight}")
+        check_bounds(self, {"reference_weight": NOT_NEGATIVE}, "gsb_dpo: ")
 
 
 class LogProbs(NamedTuple):
@@ -119,7 +120,8 @@ def for_votes(config: GsbDpoConfig, pairs: Sequence[PreferencePair], fit: bool =
     """The config for a preference set: tie rates fitted to its votes, without axes that nobody decided.
 
     An axis whose labels are all Same says nothing about what is better and has no theta: its weight becomes
-    0. `fit=False` keeps the tie rates. Raises ValueError if no axis with a weight is decided.
+    0. `fit=False` keeps the tie rates. Raises ValueError if no axis with a weight is decided, and if one has
+    ties that are modelled at tie rate 0.
     """
     shares, rates = tie_shares(pairs), tie_rates(pairs)
     asked = [axis for axis in config.weights.used() if axis in shares]
@@ -132,7 +134,16 @@ def for_votes(config: GsbDpoConfig, pairs: Sequence[PreferencePair], fit: bool =
     kept = replace(
         config, weights=replace(config.weights, **{axis: 0.0 for axis in AXES if axis not in rates})
     )
-    return replace(kept, tie_rates=TieRates(**rates)) if fit else kept
+    if fit:
+        return replace(kept, tie_rates=TieRates(**rates))
+    for axis in kept.weights.used():
+        if config.ties == "model" and shares[axis] and not getattr(config.tie_rates, axis):
+            raise ValueError(
+                f"{shares[axis]:.0%} of the labels of {axis} are Same, which have no probability at tie rate "
+                f"0; set gsb_dpo.objective.tie_rates.{axis}, gsb_dpo.tie_rates_from_pairs=true, or "
+                "gsb_dpo.objective.ties=drop"
+            )
+    return kept
 
 
 def outcome_log_probs(margin: Tensor, rate: float) -> LogProbs:

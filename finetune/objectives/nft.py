@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from finetune.noising import Levels, draw, mean_square, metric, noised, over, usable, velocities
-from finetune.objectives.base import Objective, OldPolicy, Passes, Phase, RolloutPlan
+from finetune.objectives.base import Objective, OldPolicy, Passes, Phase, RolloutPlan, check_weights
 from finetune.types import Key, ObjectiveLoss, Policy, RolloutsWithAdvantage
+from pretrain.config import BELOW_ONE, NOT_NEGATIVE, POSITIVE, check_bounds
 
 SMALLEST_ERROR = 1e-5
 
@@ -38,12 +39,8 @@ class NftConfig:
     levels: Levels = field(default_factory=Levels)
 
     def __post_init__(self) -> None:
-        if self.beta <= 0 or self.max_advantage <= 0:
-            raise ValueError(
-                f"nft: beta and max_advantage must be positive, got {self.beta} and {self.max_advantage}"
-            )
-        if min(self.reference_weight, self.video_weight, self.audio_weight) < 0:
-            raise ValueError("nft: reference_weight, video_weight and audio_weight must not be negative")
+        check_bounds(self, {"beta": POSITIVE, "max_advantage": POSITIVE}, "nft: ")
+        check_weights(self, ("reference_weight", "video_weight", "audio_weight"), "nft: ")
 
 
 def nft_terms(
@@ -134,10 +131,7 @@ class OldSchedule:
     limit: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.flat_steps < 0 or self.slope < 0 or not 0 <= self.limit < 1:
-            raise ValueError(
-                f"old: flat_steps and slope must not be negative and limit be in [0, 1), got {self}"
-            )
+        check_bounds(self, {"flat_steps": NOT_NEGATIVE, "slope": NOT_NEGATIVE, "limit": BELOW_ONE}, "old.")
 
     def decay(self, update: int) -> float:
         """Decay of update 0, 1, 2, ..."""

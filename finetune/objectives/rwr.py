@@ -22,8 +22,9 @@ from torch import Tensor
 from finetune.advantage import ClipGroups
 from finetune.noising import Levels, draw, mean_square, metric, noised, usable, velocities
 from finetune.objectives.anchors import Anchor, anchor, distance_metrics, held
-from finetune.objectives.base import Passes, Phase, TrustRegionObjective
+from finetune.objectives.base import Passes, Phase, TrustRegionObjective, check_weights
 from finetune.types import Advantage, Key, ObjectiveLoss, Policy, Role, RolloutsWithAdvantage
+from pretrain.config import POSITIVE, check_bounds
 from pretrain.flow.guidance import GuidanceScales
 from pretrain.flow.path import velocity_target
 from pretrain.sampling import SamplerConfig
@@ -49,15 +50,8 @@ class RwrConfig:
     def __post_init__(self) -> None:
         if self.form not in ("centred", "weighted"):
             raise ValueError(f"rwr: form must be centred or weighted, got {self.form!r}")
-        if self.temperature <= 0 or self.max_weight <= 0:
-            raise ValueError(
-                f"rwr: temperature and max_weight must be positive, got {self.temperature} and "
-                f"{self.max_weight}"
-            )
-        if min(self.old_weight, self.reference_weight, self.video_weight, self.audio_weight) < 0:
-            raise ValueError(
-                "rwr: old_weight, reference_weight, video_weight and audio_weight must not be negative"
-            )
+        check_bounds(self, {"temperature": POSITIVE, "max_weight": POSITIVE}, "rwr: ")
+        check_weights(self, ("old_weight", "reference_weight", "video_weight", "audio_weight"), "rwr: ")
 
 
 def softmax_weights(

@@ -60,7 +60,12 @@ class SoundConfig:
     patience: int = 10  # steps on the clips without any sound in the loss, after which training stops
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_bad < 1 or self.tolerance_s < 0 or self.checked < 1 or self.patience < 1:
+        if (
+            not 0 <= self.max_bad < 1
+            or not 0 <= self.tolerance_s < math.inf
+            or self.checked < 1
+            or self.patience < 1
+        ):
             raise ValueError(
                 "finetune.sound: max_bad must be in [0, 1), tolerance_s not negative, checked and patience "
                 f"at least 1, got {self}"

@@ -18,6 +18,7 @@ from pretrain.codecs.load import load_codecs
 from pretrain.codecs.mel import log_mel
 from pretrain.codecs.projection import fit_projection
 from pretrain.codecs.speaker import SpectralSpeakerEncoder, is_silent, voice_statistics
+from pretrain.config import FROM_ONE, POSITIVE, SHARE, check_bounds
 from pretrain.data.manifest import MAX_BAD_FRACTION, ManifestRow, read_manifest
 from pretrain.files import write_json
 from pretrain.media.read import read_media
@@ -31,7 +32,7 @@ _VALIDATION_CLIPS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class CodecConfig:
-    """The linear codec and what it is fitted on."""
+    """The linear codec and what it is fitted on. Raises ValueError for numbers out of range."""
 
     video_sets: tuple[str, ...] = ("paired",)
     audio_sets: tuple[str, ...] = ("audio_only", "hq_audio", "paired")
@@ -44,6 +45,11 @@ class CodecConfig:
     text_width: int = 256
     fps: float = 24.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        counts = ("max_clips", "blocks_per_clip", "text_width")
+        shares = dict.fromkeys(("video_whitening", "audio_whitening"), SHARE)
+        check_bounds(self, {**dict.fromkeys(counts, FROM_ONE), **shares, "fps": POSITIVE})
 
 
 def fit_codecs(config: CodecConfig, corpus: Path, out: Path) -> dict[str, Any]:

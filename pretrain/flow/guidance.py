@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
+from pretrain.config import FINITE, check_bounds
 from pretrain.types import Conditioning, Velocity
 
 VelocityOf = Callable[[Conditioning], Velocity]
@@ -15,7 +16,10 @@ VelocityOf = Callable[[Conditioning], Velocity]
 
 @dataclass(frozen=True, kw_only=True)
 class GuidanceScales:
-    """Scales of the three directions per modality; the defaults are the release's."""
+    """Scales of the three directions per modality; the defaults are the release's.
+
+    Raises ValueError for one that is not finite.
+    """
 
     text_video: float = 3.0
     text_audio: float = 2.0
@@ -23,6 +27,9 @@ class GuidanceScales:
     align_audio: float = 2.0
     timbre_video: float = 0.0
     timbre_audio: float = 3.0
+
+    def __post_init__(self) -> None:
+        check_bounds(self, {item.name: FINITE for item in fields(self)}, "guidance.")
 
 
 NO_GUIDANCE = GuidanceScales(**{item.name: 0.0 for item in fields(GuidanceScales)})

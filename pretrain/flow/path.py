@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pretrain.config import FINITE, POSITIVE, check_bounds
+
 NUM_RELEASE_SIGMAS = 1000
 
 
@@ -48,8 +50,7 @@ class LevelConfig:
             raise ValueError(f"draw must be release or logit_normal, got {self.draw!r}")
         if self.weight not in ("release", "flat"):
             raise ValueError(f"weight must be release or flat, got {self.weight!r}")
-        if self.shift <= 0 or self.logit_std <= 0:
-            raise ValueError(f"shift and logit_std must be positive, got {self.shift} and {self.logit_std}")
+        check_bounds(self, {"shift": POSITIVE, "logit_mean": FINITE, "logit_std": POSITIVE}, "levels.")
 
 
 def draw_sigma(config: LevelConfig, generator: torch.Generator) -> float:

@@ -6,13 +6,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
+from heapq import heapify, heapreplace
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from pretrain.data.stream.collate import collate, to_av_batch
+from pretrain.data.stream.index import streams_of
 from pretrain.data.stream.sample_set import SampleSet, check_sets_split, folder_of, open_sets
 from pretrain.dropout import NO_DROPOUT
 from pretrain.flow.path import LevelConfig
@@ -22,6 +23,7 @@ from pretrain.model.shell import AVTransformer
 from pretrain.objective import ObjectiveConfig, corrupt, velocity_loss
 from pretrain.schedule import StageConfig
 from pretrain.storage import is_file
+from pretrain.tasks import TASKS
 from pretrain.titan.ema import Ema
 from pretrain.titan.parallelize import reshard
 from pretrain.types import AVBatch, Task
@@ -56,7 +58,8 @@ class Validator:
         """Losses of the EMA weights by `validation_losses`, each clip in each task; all ranks must call it.
 
         every_task: False = only the tasks that the stage draws, and T2AV, whose losses stand for all. A clip
-        without references is one of TI2AV in TIA2AV too.
+        without references is one of TI2AV in TIA2AV too. Clips without sound, or without a picture, are in
+        the tasks that generate none.
         """
         drawn = self.run.config.stage(self.run.stage).tasks
         tasks = [task for task in Task if every_task or task is Task.T2AV or drawn.get(task, 0.0) > 0]
@@ -66,10 +69,12 @@ class Validator:
             # a fresh gather of the averaged weights now, and of the trained ones afterwards
             for task in tasks:
                 if not (batches := list(self._batches(task))):
-                    return {}
+                    continue
                 found = validation_sums(model, batches, self.run.config.objective)  # type: ignore[arg-type]
                 sums |= {f"{task}/{name}": value for name, value in found.items()}
             reshard(model)
+        if not sums:
+            return {}
         names = sorted(sums)  # equal on all ranks
         totals = torch.stack([sums[name] for name in names]).to(self.device)
         dist.all_reduce(totals)
@@ -80,14 +85,44 @@ class Validator:
         """This rank's part of batches of one size, each once per sigma, and whether it counts."""
         if self.clips is None:
             return
-        left = self.run.config.validation_samples
-        for key in sorted(self.clips.buckets):
-            members = list(islice(self.clips.buckets[key], left))
-            for rows, counts in parts_of_rank(members, self.rank, self.world_size):
+        drawn = drawn_clips(self._able(task), self.run.config.validation_samples)
+        for key in sorted(drawn):
+            for rows, counts in parts_of_rank(drawn[key], self.rank, self.world_size):
                 batch = collate([self.clips.samples[index] for index in rows], [0] * len(rows), task)
                 av_batch = to_av_batch(batch)
                 yield from ((av_batch, counts) for _ in SIGMA_BUCKETS)
-            left -= len(members)
+
+    def _able(self, task: Task) -> dict[str, Sequence[int]]:
+        """The buckets of clips that have what the task generates."""
+        assert self.clips is not None
+        spec, able = TASKS[task], {}
+        for key, members in self.clips.buckets.items():
+            video, audio = streams_of(key)
+            if (video or not spec.video) and (audio or not spec.audio):
+                able[key] = members
+        return able
+
+
+def drawn_clips(buckets: Mapping[str, Sequence[int]], number: int) -> dict[str, list[int]]:
+    """`number` clips of all buckets by their sizes, in each at equal distances; all where there are no more.
+
+    Seats by Sainte-Lague, after one for each bucket (for the `number` largest where there are more buckets).
+    """
+    sizes = {key: len(members) for key, members in buckets.items() if len(members)}
+    if sum(sizes.values()) <= number:
+        shares = sizes
+    else:
+        shares = dict.fromkeys(sorted(sizes, key=lambda key: (-sizes[key], key))[:number], 1)
+        queue = [(-sizes[key] / 3, key) for key in shares]
+        heapify(queue)
+        for _ in range(number - len(shares)):
+            key = queue[0][1]
+            shares[key] += 1
+            heapreplace(queue, (-sizes[key] / (2 * shares[key] + 1), key))
+    return {
+        key: [int(buckets[key][(2 * place + 1) * sizes[key] // (2 * share)]) for place in range(share)]
+        for key, share in shares.items()
+    }
 
 
 def parts_of_rank(members: Sequence[int], rank: int, world_size: int) -> Iterator[tuple[Sequence[int], bool]]:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rewards.options import NOT_NEGATIVE, POSITIVE, SHARE, check_bounds
 from rewards.sync.augment import augment_crops, augment_sound
 from rewards.sync.layers import MINI, SyncNetArgs
 from rewards.sync.syncnet import SyncNet
@@ -43,6 +44,8 @@ class SyncTrainConfig:
                 f"{self.stretch} of {self.windows} "
                 "windows; use at least 1 step, 2 clips, and a stretch shorter than the windows"
             )
+        bounds = {"lr": POSITIVE, "weight_decay": NOT_NEGATIVE, "warmup": SHARE, "temperature": POSITIVE}
+        check_bounds(self, {**bounds, "sound_jitter": NOT_NEGATIVE}, "SyncTrainConfig: ")
 
 
 def train_syncnet(

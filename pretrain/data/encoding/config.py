@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pretrain.config import SHARE, check_bounds
 from pretrain.data.manifest import MAX_BAD_FRACTION
 from pretrain.data.stream.buckets import BucketConfig
 from pretrain.data.stream.sample import DTYPES
@@ -27,3 +28,4 @@ class EncodeConfig:
             raise ValueError(f"latent_dtype: unknown {self.latent_dtype!r}; valid: {', '.join(DTYPES)}")
         if min(self.rows_per_shard, self.batch_size, self.num_readers) < 1 or not 0 < self.fps < float("inf"):
             raise ValueError("rows_per_shard, batch_size, num_readers and fps must be positive")
+        check_bounds(self, {"max_bad_fraction": SHARE})

@@ -117,3 +117,8 @@ def size_key(row: Mapping[str, Any]) -> str:
     """Name of a bucket: latent frames x rows x columns + audio tokens, as `37x44x80+151`; `none` = absent."""
     video = "x".join(str(row[name]) for name in ("frames", "height", "width")) if row["frames"] else "none"
     return f"{video}+{row['tokens'] or 'none'}"
+
+
+def streams_of(key: str) -> tuple[bool, bool]:
+    """Whether the clips of a bucket (`size_key`) have video, and whether they have audio."""
+    return not key.startswith("none+"), not key.endswith("+none")
