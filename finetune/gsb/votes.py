@@ -132,7 +132,7 @@ def read_votes(path: Path | str, ours: str | None = None, models: Sequence[str] 
     names, about_surveys = names_of_raters([(vote.survey, vote.survey_id, vote.user_id) for vote in votes])
     if names != [vote.user_id for vote in votes]:
         votes = [replace(vote, user_id=name) for vote, name in zip(votes, names, strict=True)]
-    return VoteSet(path, tuple(votes), ours, (*_warnings(votes), *about_surveys))
+    return VoteSet(path, tuple(votes), ours, (*_warnings(votes), *about_surveys, *_other_clips(votes)))
 
 
 def _vote(row: dict[str, Any], line: int, models: set[str]) -> Vote | FieldError:
@@ -216,6 +216,23 @@ def _warnings(votes: Sequence[Vote]) -> tuple[str, ...]:
             "cases": (vote.case_id for vote in votes),
             "models": (model for vote in votes for model in vote.pair),
         }
+    )
+
+
+def _other_clips(votes: Sequence[Vote]) -> tuple[str, ...]:
+    """A line where clips of one model and case have several digests: of two trainings, it may be."""
+    digests: dict[tuple[str, str], set[str]] = {}
+    for vote in votes:
+        for side in SIDES:
+            if digest := getattr(vote, f"{side}_sha256"):
+                digests.setdefault((vote.case_id, getattr(vote, f"{side}_model")), set()).add(digest)
+    several = [named for named, found in digests.items() if len(found) > 1]
+    if not several:
+        return ()
+    case, model = several[0]
+    return (
+        f"{len(several)} clips have several digests, the first is of {model!r} for case {case!r}: votes on "
+        "different clips are counted as on one; give two models two names",
     )
 
 
