@@ -1,4 +1,5 @@
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from experiments.scoring.faults import FAILURES_IN_A_ROW, CarefulReward, RewardB
 from experiments.scoring.latents import AlignScorer, scorer_options
 from finetune.prompts import read_prompt_set
 from finetune.recipe import AlignConfig, RubricConfig, StopConfig
-from finetune.scores import Scores, means, summed
+from finetune.scores import RankScoring, Scores, means, summed
 from pretrain.prompt import PromptRow
 from rewards.base import unscored
 from rewards.types import Clip, Score
@@ -236,3 +237,17 @@ def test_what_alignment_needs_and_is_not_there_is_named_with_what_to_run(tmp_pat
     ):
         align_run(job)
     assert pairs_and_clips(dataclasses.replace(job, recipe=load_recipe("mini"))) == (None, None)
+
+
+class SecondOfTwo:
+    """Ranks of which the first has scored nothing, with a reason."""
+
+    def gathered_texts(self, text: str) -> list[str]:
+        other = [[{"reward/loudness": [3.0, 1]}], {"loudness": "nobody speaks"}]
+        return [json.dumps(["", False, json.dumps(other)]), text]
+
+
+def test_reasons_are_those_of_all_ranks():
+    scoring = RankScoring(None, SecondOfTwo())  # type: ignore[arg-type]
+    scores, found, reasons = scoring.score([])
+    assert (scores, found, reasons) == ([], {"reward/loudness": 3.0}, {"loudness": "nobody speaks"})
