@@ -9,6 +9,7 @@ import pytest
 import ray
 import torch
 from align_world import align_run, config, metrics, run_align, write_world
+from filelock import FileLock
 from ray.exceptions import AuthenticationError
 from ray_world import Driver, all_options, ledger, no_driver_outlives_its_test  # noqa: F401
 from safetensors.torch import load_file
@@ -325,7 +326,8 @@ def test_addresses():
 
 def test_one_alignment_at_a_time_in_a_folder(world, tmp_path):
     run = align_run(world, tmp_path / "a", config())
-    with alone(run.out):
+    run.out.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(run.out.with_name(f".{run.out.name}.lock")):  # as another command holds it
         with pytest.raises(ValueError, match="another alignment is at work here"):
             align_on_ray(run, 2, RayConfig(), all_options)
         with pytest.raises(ValueError, match="another alignment is at work here"):
