@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.runs.provenance import locked_output, md5_of
-from experiments.runs.run import read_record
+from experiments.runs.run import marker_of, read_record, running_key
+from pretrain.files import read_json
+from pretrain.launch.torchrun import RESOLVED
 
 if TYPE_CHECKING:
     from experiments.job import StageJob
@@ -62,6 +65,8 @@ def decide(run: TrainingRun, job: StageJob, wish: Wish) -> Decision:
                 f"{run.label}: finished, kept as it is although {verdict.said() or 'nothing is known of it'}"
             )
             return Decision(False)
+    if verdict.action == "keep" and is_unrecorded(run, job):
+        return _recorded_yet(run)
     if verdict.action == "keep":
         code = f"; the code differs since: {_names(verdict)}" if verdict.code else ""
         print(
@@ -78,6 +83,8 @@ def decide_for_dvc(run: TrainingRun, job: StageJob) -> Decision:
     verdict = whole_verdict(run, job)
     if verdict.action == "train":
         return Decision(True)
+    if verdict.action == "keep" and not verdict.code and is_unrecorded(run, job):
+        return _recorded_yet(run)
     if verdict.action == "keep" and not verdict.code:
         other = f" ({verdict.said()} changes no number)" if verdict.neutral else ""
         print(f"{run.label}: same inputs and settings as the training in {run.out}, kept{other}")
@@ -99,6 +106,29 @@ def _anew(run: TrainingRun) -> Decision:
     return Decision(True, False)
 
 
+def _recorded_yet(run: TrainingRun) -> Decision:
+    print(
+        f"{run.label}: finished, but its run was stopped before the model was recorded; nothing is trained "
+        "again, the run goes on to its end"
+    )
+    return Decision(True, True)
+
+
+def is_unrecorded(run: TrainingRun, job: StageJob) -> bool:
+    """The folder was last trained by the very run that the stage's marker names: it ended before its record,
+    so its samples, its model in MLflow and its record are still to come."""
+    marker, resolved = marker_of(run.label, job.layout), run.out / RESOLVED
+    if not (marker.is_file() and resolved.is_file()):
+        return False
+    key, record = running_key(run.label, job.layout), read_record(job.layout, run.label)
+    if record and record.key == key and record.output_md5 == md5_of(run.out):
+        marker.unlink()  # all that was left to do
+        return False
+    trackers = read_json(resolved, f"remove {run.out}").get("trackers", {})
+    folders = [Path(str(options.get("folder", ""))).name for options in trackers.values()]
+    return bool(key) and key in folders
+
+
 def whole_verdict(run: TrainingRun, job: StageJob) -> Verdict:
     """The verdict of the folder, with the code of records that have none, and of a whole folder.
 
@@ -110,7 +140,7 @@ def whole_verdict(run: TrainingRun, job: StageJob) -> Verdict:
     from pretrain.launch.torchrun import STATE
 
     verdict = verdict_of(run)
-    if verdict.action != "keep":
+    if verdict.action != "keep" or is_unrecorded(run, job):
         return verdict
     lock_md5, lock_code = locked_output(run.label, run.out, job.root)
     record = read_record(job.layout, run.label)

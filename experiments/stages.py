@@ -133,11 +133,13 @@ def run_where_needed(stage: str, job: StageJob) -> None:
         run_stage(stage, job)
         return
     from experiments.continuing import decide_for_dvc
+    from pretrain.launch.training_lock import alone
 
-    decision = decide_for_dvc(training_of(stage, job), job)
-    if decision.train:
-        run_stage(stage, job, decision.go_on, decision.notes)
-        return
+    with alone(job.layout.output_of(stage)):
+        decision = decide_for_dvc(training_of(stage, job), job)
+        if decision.train:
+            run_stage(stage, job, decision.go_on, decision.notes)
+            return
     from experiments.runs.kept import record_kept
 
     record_kept(stage, job.recipe.name, config_of(stage, job.recipe), job.layout, job.root)

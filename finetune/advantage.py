@@ -18,6 +18,8 @@ from torch import Tensor
 from finetune.types import Advantage
 from pretrain.config import NOT_NEGATIVE, check_bounds, nearest
 
+ROUNDING = 1e-6  # totals of a group within this share of the weights are equal: opposite rewards cancel to it
+
 
 @dataclass(frozen=True, kw_only=True)
 class Floor:
@@ -106,8 +108,10 @@ def advantages(
     A clip that one reward could not score, while it scored others of its group, leaves all statistics and is
     not valid; a reward that scored none of a group (such as a voice reward without a reference) does not
     apply to that group. A clip beyond a floor leaves all statistics too, or keeps its place in them and gets
-    the lowest total of its group (Floor.below). A group in which no reward differs is skipped. Raises
-    ValueError on infinite rewards, other lengths, and names without a route or a reward.
+    the lowest total of its group (Floor.below). A group whose totals are all equal in both modalities is
+    skipped: no reward differs, or all of its clips are beyond a floor; where they are equal in one modality,
+    that one's advantage is 0. Raises ValueError on infinite rewards, other lengths, and names without a route
+    or a reward.
     """
     _check(rewards, groups, routes)
     cells = ClipGroups.of(groups)
@@ -122,18 +126,25 @@ def advantages(
     scored = scored & ~_beyond(values, routes, "nan")
     lowest = _beyond(values, routes, "lowest")
     normalised = {name: _normalised(values[name], scored & known[name], cells, config) for name in routes}
-    differs = torch.stack([contrast for _, contrast in normalised.values()]).any(0)
-    valid = scored & differs[index]
-    parts: dict[str, Tensor] = {}
-    for modality in ("video", "audio"):
-        used = [
-            name
-            for name, route in routes.items()
-            if not config.routed or route.modality in (modality, "both")
-        ]
-        parts[modality] = _whole(
-            [(routes[name].weight, *normalised[name]) for name in used], valid, lowest, cells, config
+    totals = {
+        modality: _totals(
+            [
+                (route.weight, normalised[name])
+                for name, route in routes.items()
+                if not config.routed or route.modality in (modality, "both")
+            ],
+            scored,
+            lowest,
+            cells,
         )
+        for modality in ("video", "audio")
+    }
+    differs = torch.stack([contrast for _, contrast in totals.values()]).any(0)
+    valid = scored & differs[index]
+    parts = {
+        modality: _whitened(total, valid & contrast[index], config)
+        for modality, (total, contrast) in totals.items()
+    }
     routed = {
         modality: not config.routed or any(route.modality in (modality, "both") for route in routes.values())
         for modality in parts
@@ -150,22 +161,20 @@ def advantages(
     )
 
 
-def _normalised(
-    values: Tensor, usable: Tensor, cells: ClipGroups, config: AdvantageConfig
-) -> tuple[Tensor, Tensor]:
-    """((r - mean_g) / (std + eps) [B], groups with contrast [G]); 0 if unusable or without contrast."""
+def _normalised(values: Tensor, usable: Tensor, cells: ClipGroups, config: AdvantageConfig) -> Tensor:
+    """(r - mean_g) / (std + eps) [B]; 0 if unusable or in a group without contrast."""
     number = cells.reduced(usable.double(), "sum").clamp_min(1)
     top = cells.reduced(torch.where(usable, values, -torch.inf), "amax", -torch.inf)
     low = cells.reduced(torch.where(usable, values, torch.inf), "amin", torch.inf)
     mean = cells.reduced(torch.where(usable, values, 0.0), "sum") / number
     away = torch.where(usable, values - mean[cells.index], 0.0)
-    squares, freedom = cells.reduced(away.square(), "sum"), (number - 1).clamp_min(1)
-    if config.std == "pooled":
+    squares, freedom = cells.reduced(away.square(), "sum"), number - 1
+    if config.std == "pooled":  # a group with one scored clip or none has no degree of freedom
         squares, freedom = squares.sum().expand_as(squares), freedom.sum().expand_as(freedom)
-    std = (squares / freedom).sqrt()
+    std = (squares / freedom.clamp_min(1)).sqrt()
     # by range, not by std: rounding gives equal values a tiny std, which would blow up to an advantage
     differs = top - low > config.min_spread
-    return torch.where(differs[cells.index], away / (std[cells.index] + config.eps), 0.0), differs
+    return torch.where(differs[cells.index], away / (std[cells.index] + config.eps), 0.0)
 
 
 def _beyond(values: Mapping[str, Tensor], routes: Mapping[str, Route], below: str) -> Tensor:
@@ -177,26 +186,25 @@ def _beyond(values: Mapping[str, Tensor], routes: Mapping[str, Route], below: st
     return found
 
 
-def _whole(
-    used: list[tuple[float, Tensor, Tensor]],
-    valid: Tensor,
-    lowest: Tensor,
-    cells: ClipGroups,
-    config: AdvantageConfig,
-) -> Tensor:
-    """Weighted sum [B] of one modality's rewards, whitened over valid clips of groups with contrast.
+def _totals(
+    used: list[tuple[float, Tensor]], scored: Tensor, lowest: Tensor, cells: ClipGroups
+) -> tuple[Tensor, Tensor]:
+    """(weighted sum [B] of one modality's normalised rewards, groups with contrast [G]).
 
-    lowest [B] bool: clips that get the lowest sum of their group's valid ones.
+    lowest [B] bool: clips that get the lowest sum of their group's scored ones. A group in which that leaves
+    all sums equal has no contrast.
     """
-    total, differs = (
-        torch.zeros(len(valid), dtype=torch.float64, device=valid.device),
-        torch.zeros_like(valid),
-    )
-    for weight, normalised, contrast in used:
-        total, differs = total + weight * normalised, differs | contrast[cells.index]
-    least = cells.reduced(torch.where(valid, total, torch.inf), "amin", torch.inf)[cells.index]
-    total = torch.where(lowest & valid, least, total)
-    counted = valid & differs
+    total = torch.zeros(len(scored), dtype=torch.float64, device=scored.device)
+    for weight, normalised in used:
+        total = total + weight * normalised
+    least = cells.reduced(torch.where(scored, total, torch.inf), "amin", torch.inf)
+    total = torch.where(lowest & scored, least[cells.index], total)
+    top = cells.reduced(torch.where(scored, total, -torch.inf), "amax", -torch.inf)
+    return total, top - least > ROUNDING * sum(weight for weight, _ in used)
+
+
+def _whitened(total: Tensor, counted: Tensor, config: AdvantageConfig) -> Tensor:
+    """total [B], to mean 0 and deviation 1 over the counted clips if so configured; 0 for the others."""
     if config.whiten and int(counted.sum()) > 1:
         total = (total - total[counted].mean()) / (total[counted].std() + config.eps)
     return torch.where(counted, total, 0.0)

@@ -83,7 +83,7 @@ class Executor(Protocol):
     def score_held_out(self, rounds: int) -> RoundScores | None:
         """Scores of one clip per held-out prompt by the averaged weights, always from the same noise.
 
-        The prompts come in the same order every time, and the judges measure too.
+        `groups` says which prompts: their order depends on the number of ranks. The judges measure too.
 
         None without held-out prompts.
         """

@@ -19,7 +19,7 @@ Judged = Mapping[str, Sequence[float | None]]  # judge -> a value per held-out p
 
 @dataclass(frozen=True)
 class Change:
-    """Mean change of a judge over the prompts that it could score both times, with its 95 % interval."""
+    """Mean change of a judge, or of how many clips it could score, over prompts; with its 95 % interval."""
 
     mean: float
     low: float
@@ -32,29 +32,53 @@ class Change:
         return self.high < 0
 
 
-def as_judged(judges: Mapping[str, Tensor]) -> dict[str, list[float | None]]:
-    """Tensors [N] as JSON values, None for NaN."""
+def listed(values: Mapping[str, Tensor]) -> dict[str, list[float | None]]:
+    """Tensors [N] as JSON values, None for NaN. Raises ValueError for an infinite one."""
+    for name, column in values.items():
+        if bool(column.isinf().any()):
+            raise ValueError(
+                f"held-out prompts: {name} is infinite for some clip; a clip that cannot be scored is NaN"
+            )
     return {
-        name: [None if math.isnan(value) else value for value in values.tolist()]
-        for name, values in judges.items()
+        name: [None if math.isnan(value) else value for value in column.tolist()]
+        for name, column in values.items()
     }
 
 
 def judge_changes(first: Judged, now: Judged) -> dict[str, Change]:
-    """Change of each judge since the first scoring, paired by prompt.
+    """Change of each judge since the first scoring, over the prompts that it could score both times.
 
-    Judges without two prompts that were scored both times are left out.
+    The values of both are in one order of prompts. Judges without two such prompts are left out.
     """
     found = {}
-    for name in first.keys() & now.keys():
-        pairs = zip(first[name], now[name], strict=True)
-        moved = np.array([b - a for a, b in pairs if a is not None and b is not None], dtype=np.float64)
+    for name, pairs in _paired(first, now):
+        moved = [b - a for a, b in pairs if a is not None and b is not None]
         if len(moved) > 1:
-            low, high = cluster_bootstrap(moved, np.arange(len(moved)))
-            found[name] = Change(float(moved.mean()), low, high, len(moved))
-    return dict(sorted(found.items()))
+            found[name] = _change(moved)
+    return found
 
 
-def alarms(total: float, changes: Mapping[str, Change]) -> list[str]:
-    """Judges that fell although the rubric's total rose above that of the unaligned model."""
-    return [name for name, change in changes.items() if total > 0 and change.fell]
+def coverage_changes(first: Judged, now: Judged) -> dict[str, Change]:
+    """Change of the share of prompts that each judge could score: what `judge_changes` cannot see."""
+    found = {}
+    for name, pairs in _paired(first, now):
+        if len(pairs) > 1:
+            found[name] = _change([float(b is not None) - float(a is not None) for a, b in pairs])
+    return found
+
+
+def alarms(total: float, changes: Mapping[str, Change], coverage: Mapping[str, Change]) -> list[str]:
+    """Judges that fell, or could score fewer clips, although the rubric's total rose above that of the
+    unaligned model."""
+    fallen = [name for name in coverage if coverage[name].fell or (name in changes and changes[name].fell)]
+    return fallen if total > 0 else []
+
+
+def _paired(first: Judged, now: Judged) -> list[tuple[str, list[tuple[float | None, float | None]]]]:
+    return [(name, list(zip(first[name], now[name], strict=True))) for name in sorted(first.keys() & now)]
+
+
+def _change(moved: Sequence[float]) -> Change:
+    values = np.array(moved, dtype=np.float64)
+    low, high = cluster_bootstrap(values, np.arange(len(values)))
+    return Change(float(values.mean()), low, high, len(values))

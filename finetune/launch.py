@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune.align_run import AlignRun
 from finetune.prompts import read_prompt_set, report_left_out
-from pretrain.files import locked
+from pretrain.launch import training_lock
 from pretrain.launch.launch import StageResult, finished, outcome, set_aside
 from pretrain.launch.stage_run import check_run_folder
 from pretrain.launch.torchrun import check_port, run_ranks
@@ -27,10 +27,11 @@ def align_model(run: AlignRun, nproc: int = 1, port: int = 0, restart: bool = Fa
     report_left_out(read_prompt_set(run.prompts, run.config, run.chosen, run.held_out), run.prompts)
     if port:
         check_port(port)
-    if restart:
-        set_aside(run)
-    with locked_run(run) as done:
-        return done or outcome(run.out, run_ranks("finetune.run", run.out, nproc, port, progress_of(run)))
+    with alone(run.out):
+        if restart:
+            set_aside(run)
+        with locked_run(run) as done:
+            return done or outcome(run.out, run_ranks("finetune.run", run.out, nproc, port, progress_of(run)))
 
 
 @contextmanager
@@ -52,13 +53,8 @@ def progress_of(run: AlignRun) -> StageProgress:
 
 
 def alone(out: Path) -> AbstractContextManager[None]:
-    """Lock a run folder.
-
-    Raises ValueError if another alignment uses the folder. The lock file lies beside it because the folder
-    itself may be replaced.
-    """
-    message = f"{out}: another alignment is at work here; wait for it, or give another folder"
-    return locked(out.with_name(f".{out.name}.lock"), message)
+    """Hold a run folder. Raises ValueError where another alignment has it."""
+    return training_lock.alone(out, "alignment")
 
 
 def describe(row: Mapping[str, Any]) -> str:
@@ -69,10 +65,29 @@ def describe(row: Mapping[str, Any]) -> str:
         if name.startswith("reward/")
     ]
     loss = [f"loss {row[name]:.4f}" for name in row if name.endswith("/loss")]
-    fallen = [
-        name.removeprefix("alarm/") for name, value in row.items() if name.startswith("alarm/") and value
-    ]
-    alarm = (
-        [f"ALARM: {', '.join(fallen)} fell on the held-out prompts while the rewards rose"] if fallen else []
-    )
-    return ", ".join([*rewards, *loss, *alarm, f"{row['seconds_per_step']:.0f} s a round"])
+    said = [*rewards, *loss, *_of_held_out(row)]
+    return ", ".join([*said, f"{row['seconds_per_step']:.0f} s a round"])
+
+
+def _of_held_out(row: Mapping[str, Any]) -> list[str]:
+    """What of the held-out prompts' scores needs to be known."""
+    said, lost, alarm = [], "held_out/lost/", "alarm/"
+    if fallen := [name.removeprefix(alarm) for name in row if name.startswith(alarm) and row[name]]:
+        said.append(
+            f"ALARM: {', '.join(fallen)} fell, or could score fewer clips, on the held-out prompts while the "
+            "rewards rose"
+        )
+    if gone := [
+        f"{name.removeprefix(lost)} {100 * row[name]:.3g} %"
+        for name in row
+        if name.startswith(lost) and row[name]
+    ]:
+        said.append(
+            f"held-out prompts without the score that they had, counted as the worst: {', '.join(gone)}"
+        )
+    if row.get("held_out/by_means"):
+        said.append(
+            "held-out rewards are compared by their means and judges by position, as the version that "
+            "began this alignment kept them"
+        )
+    return said

@@ -5,7 +5,6 @@ An executor does the work; objectives define it.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,10 +13,11 @@ from typing import Any
 from torch import Tensor
 
 from finetune import checkpoint
-from finetune.advantage import advantages
+from finetune.advantage import Floor, advantages
 from finetune.align_run import AlignRun
 from finetune.executor import Executor, RestoredFromCheckpoint, RoundScores, Stopped
-from finetune.judges import alarms, as_judged, judge_changes
+from finetune.held_out import compare
+from finetune.judges import alarms
 from finetune.objectives.base import Objective
 from finetune.progress import AlignProgress
 from finetune.types import Advantage
@@ -64,7 +64,7 @@ class Alignment:
 
     def _run_rounds(self) -> str:
         try:
-            if not self.progress.rounds and not self.progress.baseline:
+            if not self.progress.rounds and not self.progress.scored:
                 self.log(self._score_held_out(0), 0)
             while not self.finished:
                 if self.progress.phase < 0 or self._phase_is_over():
@@ -140,7 +140,10 @@ class Alignment:
         )
         flat = progress.flat_rounds + 1 if whole.contrast == 0 else 0
         if flat >= self.config.max_flat_rounds:
-            why = ", ".join(_spread(name, scores.values[name], scores.reasons) for name in routes)
+            why = ", ".join(
+                _spread(name, scores.values[name], scores.reasons, route.floor)
+                for name, route in routes.items()
+            )
             raise ValueError(
                 f"no reward told the clips of any prompt apart for {flat} rounds ({why}); check the rubric "
                 "and the clips"
@@ -157,40 +160,27 @@ class Alignment:
         """Log `held_out/...` means and keep the weights if their total is the best so far.
 
         Weights with which a judge fell while the total rose are never the best; `alarm/JUDGE` is 1 there.
-        Collective: all ranks call it.
+        Collective: all ranks call it. Raises ValueError as `compare`.
         """
         scores = self.executor.score_held_out(rounds)
         if scores is None:
             return {}
-        progress, total = self.progress, self._held_out_total(scores.values)
-        judged = as_judged(scores.judges)
-        progress.judged = progress.judged or judged
-        changes = judge_changes(progress.judged, judged)
-        fallen = alarms(total, changes)
-        if not fallen and (progress.best_total is None or total > progress.best_total):
-            progress.best_total, progress.best_round, progress.without_better = total, rounds, 0
+        progress, found = self.progress, compare(self.progress, scores, self.config.rubric)
+        fallen = alarms(found.total, found.changes, found.coverage)
+        if not fallen and (progress.best_total is None or found.total > progress.best_total):
+            progress.best_total, progress.best_round, progress.without_better = found.total, rounds, 0
             self.executor.keep_best()
         else:
             progress.without_better += 1
         return {
-            "held_out_total": total,
+            "held_out_total": found.total,
             **{f"held_out/{name}": mean for name, mean in scores.means.items()},
-            **{f"held_out/judge_change/{name}": change.mean for name, change in changes.items()},
-            **{f"alarm/{name}": float(name in fallen) for name in changes},
+            **{f"held_out/lost/{name}": share for name, share in found.lost.items()},
+            **({"held_out/by_means": 1.0} if progress.baseline else {}),
+            **{f"held_out/judge_change/{name}": change.mean for name, change in found.changes.items()},
+            **{f"held_out/judge_coverage/{name}": change.mean for name, change in found.coverage.items()},
+            **{f"alarm/{name}": float(name in fallen) for name in found.coverage},
         }
-
-    def _held_out_total(self, values: Mapping[str, Tensor]) -> float:
-        """Weighted sum of each reward's change of mean since the first scoring, in deviations there."""
-        total, baseline = 0.0, self.progress.baseline
-        for name, route in self.config.rubric.routes().items():
-            known = values[name][~values[name].isnan()]
-            mean = float(known.mean()) if len(known) else math.nan
-            if name not in baseline:
-                baseline[name] = [mean, float(known.std()) if len(known) > 1 else 0.0]
-            before, spread = baseline[name]
-            moved = (mean - before) / max(spread, 1e-6)
-            total += route.weight * moved if math.isfinite(moved) else 0.0
-        return total
 
     def _save(self) -> None:
         self.executor.save(self.progress)
@@ -203,8 +193,10 @@ def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
     seconds[part] = time.perf_counter() - start
 
 
-def _spread(name: str, values: Tensor, reasons: Mapping[str, str]) -> str:
+def _spread(name: str, values: Tensor, reasons: Mapping[str, str], floor: Floor | None) -> str:
     known = values[~values.isnan()]
     if not len(known):
         return f"{name}: all NaN, {reasons.get(name, 'no reason given')}"
-    return f"{name}: all from {float(known.min()):.4g} to {float(known.max()):.4g}"
+    beyond = int((known < floor.floor).sum()) if floor else 0
+    below = f", {beyond} of {len(known)} clips beyond the floor {floor.floor:g}" if floor and beyond else ""
+    return f"{name}: all from {float(known.min()):.4g} to {float(known.max()):.4g}{below}"

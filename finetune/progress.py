@@ -17,12 +17,21 @@ class AlignProgress:
     flat_rounds: int = 0  # in a row without contrast
     skipped: int = 0
     skipped_in_a_row: int = 0
-    baseline: dict[str, list[float]] = field(default_factory=dict)  # reward -> held-out mean and deviation
     best_total: float | None = None
     best_round: int = 0
     without_better: int = 0
-    # judge -> its values of the held-out prompts at the first scoring, None where there was none
+    # the first scoring of the held-out prompts: their ids (groups of a rollout), and a reward's or judge's
+    # values in that order, None where there was none
+    prompts: list[int] = field(default_factory=list)
+    rewarded: dict[str, list[float | None]] = field(default_factory=dict)
     judged: dict[str, list[float | None]] = field(default_factory=dict)
+    # of runs that an earlier version began: reward -> mean and deviation then, in place of its values
+    baseline: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def scored(self) -> bool:
+        """The held-out prompts have been scored."""
+        return bool(self.prompts or self.baseline)
 
     @classmethod
     def from_json(cls, text: str) -> Self:

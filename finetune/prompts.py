@@ -27,6 +27,7 @@ class PromptSet:
     train: tuple[tuple[PromptRow, ...], ...]  # by kind, the longest list first
     held_out: tuple[PromptRow, ...]  # of any kinds
     left_out: tuple[tuple[ClipKind, int], ...] = ()  # kinds with fewer prompts than a round, and how many
+    repeated: int = 0  # neither trained on nor held out: they ask for the same as a held-out prompt
 
     def rows(self) -> list[PromptRow]:
         return [row for some in (*self.train, self.held_out) for row in some]
@@ -38,15 +39,16 @@ def read_prompt_set(
     """Training prompts of `path`, by kind, and held-out ones.
 
     chosen: a JSON file whose `data_ids` are the training prompts. held_out: a file of prompts, of which the
-    first `stop.prompts` are held out; without it they are drawn from the most frequent kind of `path`.
+    first `stop.prompts` are held out; without it they are drawn from the most frequent kind of `path`, and no
+    prompt of `path` is trained on that asks for the same as one of them (text, voices and first frame).
     Raises ValueError or FileNotFoundError in one line: files that prompts name are missing or misshapen, a
     prompt is in both files, there are fewer than a round needs.
     """
     kinds = by_kind(shuffled(_readable(path, config), config.seed, "prompts"), config)
     lists = sorted(kinds.values(), key=len, reverse=True)
-    number = config.stop.prompts
+    number, repeated = config.stop.prompts, 0
     if held_out is None:
-        aside, lists[0] = lists[0][:number], lists[0][number:]
+        aside, lists, repeated = _drawn(lists, number)
     else:
         others = _readable(held_out, config)
         _check_apart([row for some in lists for row in some], others)
@@ -58,18 +60,25 @@ def read_prompt_set(
     needed = max((plan.prompts for plan in plans if plan), default=1)
     usable = [tuple(some) for some in lists if len(some) >= needed]
     if not usable or (held_out is None and len(aside) < number):
+        again = f" and {repeated} that ask for the same as those" if repeated else ""
         found = f"{max(map(len, lists))} prompts of one kind (length, size, first frame)"
+        found += f" beside {len(aside)} held out{again}"
         requirement = f"a round takes {needed} and stop.prompts is {number}"
-        raise ValueError(
-            f"{chosen or path}: {found} beside {len(aside)} held out, but {requirement}; give more prompts "
-            "or ask for fewer"
-        )
+        raise ValueError(f"{chosen or path}: {found}, but {requirement}; give more prompts or ask for fewer")
     short = tuple((kind_of(some[0], config), len(some)) for some in lists if 0 < len(some) < needed)
-    return PromptSet(tuple(usable), tuple(aside), short)
+    return PromptSet(tuple(usable), tuple(aside), short, repeated)
 
 
 def report_left_out(prompts: PromptSet, path: Path) -> None:
-    """Say on stderr which training prompts no round takes, because too few are of their kind."""
+    """Say on stderr which training prompts no round takes: too few are of their kind, or they are held out
+    under another name."""
+    if prompts.repeated:
+        print(
+            f"warning: {path}: {prompts.repeated} prompts ask for the same as a held-out prompt and are not "
+            "trained on",
+            file=sys.stderr,
+            flush=True,
+        )
     for kind, count in prompts.left_out:
         print(
             f"warning: {path}: {count} prompts of {kind} are fewer than a round takes and are left out",
@@ -165,6 +174,20 @@ def _readable(path: Path, config: AlignConfig) -> list[PromptRow]:
     check_first_frames(rows, config)
     check_memory(rows, config, config.fps)
     return rows
+
+
+def _drawn(lists: list[list[PromptRow]], number: int) -> tuple[list[PromptRow], list[list[PromptRow]], int]:
+    """(`number` rows of the first list, all lists without them and without rows that ask for the same, how
+    many rows are in neither). Rows that ask for the same are drawn one after the other."""
+    if not number:
+        return [], lists, 0
+    same: dict[object, list[PromptRow]] = {}
+    for row in lists[0]:
+        same.setdefault(_asked(row), []).append(row)
+    aside = [row for rows in same.values() for row in rows][:number]
+    asked = {_asked(row) for row in aside}
+    left = [[row for row in some if _asked(row) not in asked] for some in lists]
+    return aside, left, sum(map(len, lists)) - sum(map(len, left)) - len(aside)
 
 
 def _check_apart(train: Iterable[PromptRow], held_out: Iterable[PromptRow]) -> None:

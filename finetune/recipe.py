@@ -189,8 +189,16 @@ class AlignConfig:
         phase = self.objectives()[0].phase
         return RolloutPlan("default", self.stop.prompts, 1, self.deployed, phase.rollout_batch)
 
+    def check_objectives(self) -> None:
+        """Raises ValueError if an objective cannot roll out as set, or learn from the rubric's rewards."""
+        for objective in self.objectives():
+            objective.rollout()
+            objective.check_routes(self.rubric.routes(), self.rubric.advantage.routed)
+
     def check_ranks(self, world_size: int) -> None:
-        """Raises ValueError if ranks do not divide into context groups, or a phase's groups over those."""
+        """Raises ValueError if ranks do not divide into context groups, or a phase's groups over those, and
+        as `check_objectives`."""
+        self.check_objectives()
         parts = self.parallel.context * self.parallel.replicas
         if world_size % parts:
             raise ValueError(

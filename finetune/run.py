@@ -40,7 +40,7 @@ def align(run: AlignRun) -> str:
     dist.barrier()
     executor = build_executor(run, ranks)
     for number in SIGNALS:
-        signal.signal(number, lambda *_: setattr(executor.scoring, "stop_requested", True))
+        signal.signal(number, lambda *_: executor.scoring.stop())
     run_log = RunLog(run, executor.take_written) if ranks.rank == 0 else None
     memory = MemoryPeaks(ranks.device)
     alignment = (

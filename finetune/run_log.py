@@ -27,7 +27,7 @@ class RunLog:
 
     def begin(self, progress: AlignProgress) -> None:
         """Drop rows of rounds that will be repeated, also after a loss of ranks."""
-        path, last = self.run.out / METRICS, progress.rounds if progress.rounds or progress.baseline else -1
+        path, last = self.run.out / METRICS, progress.rounds if progress.rounds or progress.scored else -1
         first = JsonlTracker(path, last)
         self.clips_seen = last_value(path, CLIPS_SEEN)[1] or 0
         others = self.trackers.others if self.trackers else build_trackers(self.run.trackers, last)

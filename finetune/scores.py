@@ -91,12 +91,18 @@ class RankScoring:
         self.scorer, self.ranks = scorer, ranks
         self.stop_requested = False
 
+    def stop(self) -> None:
+        """Request a stop, from a signal handler; a scorer with `interrupt` ends its waits for servers."""
+        self.stop_requested = True
+        if interrupt := getattr(self.scorer, "interrupt", None):
+            interrupt()
+
     def score(
         self, batches: Sequence[Batch], held_out: bool = False
     ) -> tuple[list[Scores], dict[str, float]]:
         """This rank's scores of each batch and the means over all ranks; of held-out prompts the judges' too.
 
-        Raises ValueError if a reward failed on any rank, Stopped after a signal unless `held_out`.
+        Raises Stopped after a signal unless `held_out`, ValueError if a reward failed on any rank.
         """
         scores: list[Scores] = []
         error = ""
@@ -114,8 +120,9 @@ class RankScoring:
             json.loads(answer)
             for answer in self.ranks.gathered_texts(json.dumps([error, self.stop_requested, text]))
         ]
-        if failed := [error for error, _, _ in answers if error]:
-            raise ValueError(failed[0])
+        # first, as a signal also ends what waits for a server: the round is not learned from in any case
         if stoppable and any(stop for _, stop, _ in answers):
             raise Stopped
+        if failed := [error for error, _, _ in answers if error]:
+            raise ValueError(failed[0])
         return [text for _, _, text in answers]

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from pretrain.config import nearest
 from pretrain.files import leftovers, replacing
 from pretrain.storage_errors import named_errors
-from pretrain.trash import claimed, moved_into, said_moved, stamped
+from pretrain.trash import TRASH, claimed, moved_into, said_moved, stamped
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -32,23 +32,8 @@ if TYPE_CHECKING:
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _COLLAPSED = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(.*)", re.DOTALL)  # what pathlib makes of a URL
 _STORES = (
-    "s3",
-    "s3a",
-    "gs",
-    "gcs",
-    "abfs",
-    "az",
-    "adl",
-    "oci",
-    "oss",
-    "memory",
-    "hdfs",
-    "sftp",
-    "ssh",
-    "http",
-    "https",
-    "hf",
-    "webdav",
+    *("s3", "s3a", "gs", "gcs", "abfs", "az", "adl", "oci", "oss", "memory", "hdfs", "sftp", "ssh"),
+    *("http", "https", "hf", "webdav"),
 )
 # an object appears when its upload is complete
 _WHOLE_UPLOADS = ("s3", "s3a", "gs", "gcs", "abfs", "az", "adl", "oci", "oss")
@@ -73,7 +58,6 @@ _DRIVERS = {
 _OPTIONS = {"use_listings_cache": False}  # other ranks write too
 _S3_OPTIONS = {"max_concurrency": 4}  # parts of 50 MiB in memory at once
 _CHUNK = 8 * 2**20
-TRASH = ".trash"  # of an output folder: what had to make room
 _OF_OUT = (TRASH, "tracking")  # folders that only an output folder has
 
 
@@ -169,6 +153,17 @@ def remove_folder(path: Path) -> None:
             _store(path).rm(_key(path), recursive=True)
         except FileNotFoundError:
             return
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder; links count themselves. Raises OSError."""
+    if is_remote(path):
+        with named_errors(path):
+            found: Any = _store(path).find(_key(path), detail=True)
+        return sum(int(info.get("size") or 0) for info in found.values())
+    if path.is_dir() and not path.is_symlink():
+        return sum(size_of(child) for child in path.iterdir())
+    return path.lstat().st_size
 
 
 def trash_of(path: Path) -> Path:

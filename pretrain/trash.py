@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import errno
 import itertools
+import shlex
 import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
 
 from pretrain.terminal import shown
+
+TRASH = ".trash"  # of an output folder: what had to make room
+OUT = Path("out")  # whose trash `nava trash` works on by default
 
 
 def claimed(folder: Path, name: str) -> Path:
@@ -24,11 +28,19 @@ def claimed(folder: Path, name: str) -> Path:
 
 
 def said_moved(path: Path, where: Path) -> None:
-    """Say in one line where something went."""
-    print(
-        f"{shown(str(path))}: moved to {shown(str(where))} (`nava trash empty` deletes what lies there)",
-        flush=True,
-    )
+    """Say in one line where something went, and what deletes it there."""
+    advice = f" (`{command}` deletes what lies there)" if (command := _emptied_by(where.parent)) else ""
+    print(f"{shown(str(path))}: moved to {shown(str(where))}{advice}", flush=True)
+
+
+def _emptied_by(trash: Path) -> str:
+    """The command that empties a trash folder, "" where it is none of `nava trash`."""
+    if trash.name != TRASH:
+        return ""
+    out = str(trash.parent)
+    if "://" not in out and Path(out).absolute() == OUT.absolute():
+        return "nava trash empty"
+    return f"nava trash empty --out {shlex.quote(shown(out))}"
 
 
 def stamped(name: str) -> str:

@@ -9,7 +9,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from rewards.types import Clip, Score
 
@@ -26,6 +26,15 @@ class Reward(Protocol):
     name: str
 
     def score(self, clips: Sequence[Clip]) -> list[Score]: ...
+
+
+@runtime_checkable
+class Interruptible(Protocol):
+    """A reward, or a part of one, that may wait for a server."""
+
+    def interrupt(self) -> None:
+        """Wait no longer, now and later; called by signal handlers."""
+        ...
 
 
 def unscored(reason: str) -> Score:

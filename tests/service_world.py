@@ -30,19 +30,20 @@ SMALL = Limits(
 
 
 class LocalScoring:
-    """Rewards of the catalog by their names, and `broken`, which fails."""
+    """Rewards of the catalog by their names, `broken`, which fails, and `lost`, which does so `num_lost`
+    times."""
 
     def __init__(self, *names: str) -> None:
         with open_rewards(names, {}) as rewards:
             self.rewards = dict(zip(names, rewards, strict=True))
         self.served: Mapping[str, ServedReward] = {
-            name: ServedReward(name=name) for name in (*names, "broken")
+            name: ServedReward(name=name) for name in (*names, "broken", "lost")
         } | {
             "judge": ServedReward(name="judge", judge=True),
             "errors": ServedReward(name="errors", lower_is_better=True),
         }
         self.clips: list[Clip] = []
-        self.wrong = ""
+        self.wrong, self.num_lost = "", 0
 
     async def share(self, clip: Clip) -> Clip:
         return clip
@@ -51,6 +52,9 @@ class LocalScoring:
         self.clips.append(clip)
         if reward == "broken":
             raise RewardFailed("its process\ndied")
+        if reward == "lost" and self.num_lost > 0:
+            self.num_lost -= 1
+            raise RewardFailed("its replica was lost (ActorDiedError); try again", again=True)
         if reward not in self.rewards:
             return Score(0.25, parts={"inf": float("inf")}, text="h\ud800i")
         return (await asyncio.to_thread(self.rewards[reward].score, [clip]))[0]

@@ -187,6 +187,41 @@ def test_a_rewards_unit_does_not_matter(rewards: list[float], scale: float, shif
     assert torch.equal(found.valid, other.valid)
 
 
+@settings(max_examples=40)
+@given(st.lists(st.floats(0, 1), min_size=12, max_size=12), st.integers(0, 20), st.integers(0, 20))
+def test_the_pooled_deviation_is_of_the_groups_that_a_reward_applies_to(
+    rewards: list[float], unscored: int, alone: int
+) -> None:
+    """Groups without a scored clip, or with one alone, have no degree of freedom and change nothing."""
+    reward = torch.tensor(rewards, dtype=torch.float64).round(decimals=2)
+    other = torch.linspace(0, 1, 4, dtype=torch.float64)
+    routes, config = (
+        {"r": Route(modality="audio"), "s": Route(modality="video")},
+        replace(PLAIN, std="pooled"),
+    )
+    number = 3 + unscored + alone
+    missing = torch.full((4,), NAN, dtype=torch.float64)
+    lone = torch.tensor([0.5, NAN, NAN, NAN], dtype=torch.float64)
+    more = {"r": torch.cat([reward, *[missing] * unscored, *[lone] * alone]), "s": other.repeat(number)}
+    found = advantages(more, torch.arange(4 * number) // 4, routes, config)
+    few = advantages({"r": reward, "s": other.repeat(3)}, torch.arange(12) // 4, routes, config)
+    torch.testing.assert_close(found.audio[:12], few.audio, atol=1e-6, rtol=0)
+    away = reward.view(3, 4) - reward.view(3, 4).mean(1, keepdim=True)
+    if bool((reward.view(3, 4).std(1) > 1e-3).all()):
+        expected = away / (away.square().sum() / 9).sqrt()
+        torch.testing.assert_close(found.audio[:12].double(), expected.flatten(), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("config", [PLAIN, AdvantageConfig()])
+def test_rewards_that_cancel_leave_no_contrast(config: AdvantageConfig) -> None:
+    rewards = {"a": values(0.1, 0.9, 0.4, 0.2, 0.7, 0.3), "b": values(0.9, 0.1, 0.6, 0.1, 0.2, 0.9)}
+    routes = {name: Route(modality="both") for name in rewards}
+    found = advantages(rewards, groups(0, 0, 0, 1, 1, 1), routes, config)
+    assert found.valid.tolist() == [False] * 3 + [True] * 3 and found.skipped == 1
+    if config.whiten:
+        assert float(found.video[3:].std()) == pytest.approx(1, abs=1e-4)
+
+
 def test_whitening_counts_valid_clips_only() -> None:
     rewards = {"r": values(0.1, 0.9, 0.3, 0.3, NAN, 0.2, 0.6, 0.5)}
     found = advantages(rewards, groups(0, 0, 1, 1, 2, 2, 2, 2), {"r": Route(modality="both")}, WHOLE)

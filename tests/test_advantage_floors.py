@@ -86,6 +86,47 @@ def test_a_floor_that_nothing_is_beyond_changes_nothing(values):
         assert torch.equal(one.valid, two.valid)
 
 
+@settings(deadline=None, max_examples=60)
+@given(VALUES, st.booleans(), st.booleans())
+def test_a_group_all_beyond_a_floor_is_skipped_and_leaves_no_trace(values, whiten, routed):
+    """Its clips are all the lowest: nothing tells them apart, and the other groups are as without it."""
+    rewards = tensors(values)
+    added = {"a": torch.tensor([-100.0, -99.0, -98.0, -90.0]), "b": torch.tensor([3.0, 1.0, 4.0, 1.5])}
+    more = {name: torch.cat([rewards[name], added[name]]) for name in rewards}
+    routes = {"a": Route(modality="audio", floor=Floor(floor=-50.0)), "b": Route(modality="video")}
+    config = AdvantageConfig(whiten=whiten, routed=routed)
+    alone = advantages(rewards, GROUPS, routes, config)
+    found = advantages(more, torch.tensor([*GROUPS.tolist(), 2, 2, 2, 2]), routes, config)
+    assert not found.valid[8:].any() and found.skipped == alone.skipped + 1
+    assert found.contrast == pytest.approx(alone.contrast * 2 / 3)
+    assert torch.equal(found.valid[:8], alone.valid)
+    for column, other in ((found.video, alone.video), (found.audio, alone.audio)):
+        assert not column[8:].any() and torch.equal(column[:8], other)
+
+
+@pytest.mark.parametrize("whiten", [True, False])
+def test_rounds_whose_groups_are_all_beyond_a_floor_have_no_contrast(whiten):
+    """Whitening scales the constants of groups to deviation 1: a difference between prompts, not clips."""
+    values = torch.rand(16, generator=torch.Generator().manual_seed(0))
+    routes = {"a": Route(modality="both", floor=Floor(floor=2.0)), "b": Route(modality="both")}
+    cells = torch.arange(4).repeat_interleave(4)
+    found = advantages({"a": values, "b": values.flip(0)}, cells, routes, AdvantageConfig(whiten=whiten))
+    assert (found.contrast, found.skipped) == (0.0, 4)
+    assert not found.valid.any() and not found.video.any() and not found.audio.any()
+
+
+def test_a_floor_may_leave_contrast_in_one_modality():
+    """Beyond the floor are the last two; the sound's lowest is the first clip's, so all three are alike."""
+    rewards = {"a": torch.tensor([1.0, 2.0, 3.0, 1.0, 2.0, 3.0]), "b": torch.tensor([3.0, 1.0, 2.0] * 2)}
+    routes = {"a": Route(modality="audio"), "b": Route(modality="video"), "c": Route(modality="video")}
+    routes["c"] = replace(routes["c"], weight=1e-3, floor=Floor(floor=0.0))
+    floored = {**rewards, "c": torch.tensor([1.0, -1.0, -1.0, 1.0, 1.0, 1.0])}
+    found = advantages(floored, torch.tensor([0] * 3 + [1] * 3), routes, AdvantageConfig())
+    assert found.valid.all() and (found.contrast, found.skipped) == (1.0, 0)
+    assert not found.audio[:3].any() and found.video[0] > found.video[1] == found.video[2]
+    torch.testing.assert_close(found.audio[3:], torch.tensor([-1.0, 0.0, 1.0]), atol=1e-5, rtol=0)
+
+
 def test_a_clip_that_a_floor_drops_leaves_the_statistics():
     rewards = {"a": torch.tensor([0.0, 1.0, 2.0, -9.0])}
     routes = {"a": Route(modality="both", floor=Floor(floor=-1.0, below="nan"))}

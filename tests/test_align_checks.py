@@ -9,22 +9,33 @@ from typing import Any
 
 import pytest
 from align_world import align_run, config, write_world
-from own_alignment import prompts, row, rubric
-from test_align_pairs import made_clips, made_pairs
+from own_alignment import prompts, recipe, row, rubric
+from test_align_pairs import dpo, made_clips, made_pairs
 
-from experiments.alignment.checks import check_codec, check_model, check_pairs
+from experiments.alignment.checks import check_codec, check_model, check_pairs, other_base
+from experiments.alignment.inputs import AlignInputs, check_lora
+from experiments.alignment.inputs import align_run as inputs_run
 from experiments.alignment.rubric import with_rubric
 from experiments.alignment.rubric_checks import check_floors, check_prompt_blind, unscored_rows
+from experiments.job import StageJob
+from experiments.layout import Layout
 from experiments.scoring.config import read_rubric
-from finetune.adapters import Adapter, save_adapter
-from finetune.advantage import Floor
+from finetune.adapters import Adapter, read_adapter, save_adapter
+from finetune.advantage import AdvantageConfig, Floor
 from finetune.align_run import AlignRun
 from finetune.gsb.pairs import write_pairs
-from finetune.lora import DEFAULT, adapter_parameters, inject
+from finetune.lora import DEFAULT, LoraConfig, adapter_parameters, inject
+from finetune.objectives.base import RolloutPlan
+from finetune.objectives.grpo import GrpoConfig
+from finetune.objectives.gsb_dpo import AxisWeights, GsbDpoConfig, TieRates
+from finetune.objectives.nft import Nft, NftPhase
 from finetune.prompts import PromptSet
 from finetune.recipe import AlignConfig, RubricConfig
 from finetune.rollout_store import write_store
+from finetune.room import align_ways
+from finetune.sde import Kernel, StochasticSteps
 from pretrain.codecs.load import load_codecs
+from pretrain.flow.reuse import FeatureCacheConfig
 from pretrain.model.checkpoint import load_model, read_model_folder
 from pretrain.prompt import read_prompts
 from rewards.catalog import CATALOG
@@ -47,6 +58,15 @@ class Silent:
 
     def score(self, clips: list) -> list:
         return [1.0 for _ in clips]
+
+
+class Stepping(Nft):
+    """A plug-in that asks for stochastic steps."""
+
+    name = "stepping"
+
+    def rollout(self) -> RolloutPlan:
+        return self._plan(stochastic=StochasticSteps(kernel=Kernel(), window=1, first_steps=2))
 
 
 BLIND, SILENT = "test_align_checks:Blind", "test_align_checks:Silent"
@@ -112,6 +132,33 @@ def test_an_adapter_of_another_model_is_refused(world, tmp_path):
         check_model(other)
 
 
+def test_a_run_from_an_adapter_holds_the_base_as_asked_and_refuses_other_shapes(world, tmp_path):
+    folder = adapter_of(world, tmp_path / "adapter")  # rank 4, base fp32
+    given, default = recipe(), recipe().align.lora
+    asked = dataclasses.replace(default, rank=64, alpha=7.0, base="nf4")
+    made = dataclasses.replace(given, align=dataclasses.replace(given.align, lora=asked))
+    inputs = AlignInputs(model=world / "base", codec=world / "codec", prompts=world / "p", adapter=folder)
+    run = inputs_run(StageJob(recipe=made, layout=Layout(out=tmp_path), nproc=1), None, inputs)
+    lora = read_adapter(folder)[0].config
+    assert run.config.lora == dataclasses.replace(lora, base="nf4") and lora.base == "fp32"
+    assert not [way for way in align_ways(run) if "lora.base" in way]  # it has effect: not advised again
+    assert other_base(run) == [
+        f"{folder}: trained on a base held in fp32; here it is held in nf4 (align.lora.base)"
+    ]
+    assert other_base(dataclasses.replace(run, config=made.align)) and not other_base(run_of(world, tmp_path))
+
+    check_lora(dataclasses.replace(lora, base="nf4"), default, folder)
+    check_lora(LoraConfig(rank=64, alpha=128.0), LoraConfig(rank=64, alpha=128.0), folder)  # a recipe's own
+    for name, value, said in (
+        ("rank", 64, "rank 64, but the adapter .* has 4,"),
+        ("targets", ("heads",), r"targets \[heads\], but the adapter .* has \[self_attention, "),
+        ("alpha", 7.0, "alpha 7.0, but"),
+        ("rslora", True, "rslora true, but the adapter .* has false,"),
+    ):
+        with pytest.raises(ValueError, match=rf"align\.lora\.{said}.* set it to "):
+            check_lora(dataclasses.replace(default, **{name: value}), default, folder)
+
+
 def test_missing_weights_are_named_before_anything_is_loaded(world, tmp_path):
     run, empty = run_of(world, tmp_path), tmp_path / "empty"
     empty.mkdir()
@@ -153,6 +200,43 @@ def test_pairs_of_another_model_and_of_held_out_prompts_are_refused(world, tmp_p
         given = dataclasses.replace(run, held_out=tmp_path / "held.jsonl")
         with pytest.raises(ValueError, match=rf"pairs.jsonl: pair \d+ \(case 'p[01]'\).*held.jsonl:{line},"):
             check_pairs(given, codecs, PromptSet((), held), described)
+
+
+def test_pairs_that_the_loss_cannot_learn_from_are_refused(world, tmp_path):
+    codecs, described = load_codecs(world / "codec"), read_model_folder(world / "base")
+
+    def check(**changes: Any) -> None:
+        made = config(("nft", "gsb_dpo"), phases={"gsb_dpo": dpo(**changes)})
+        run = dataclasses.replace(run_of(world, tmp_path), config=made)
+        check_pairs(run, codecs, PromptSet((), ()), described)
+
+    check()
+    check(tie_rates_from_pairs=False, objective=GsbDpoConfig(ties="drop"))
+    rates = TieRates(voice=0.2, picture=0.5, overall=0.1, sync=0.1)
+    check(tie_rates_from_pairs=False, objective=GsbDpoConfig(tie_rates=rates))
+    weights = AxisWeights(voice=0.0, picture=0.0, overall=0.0)  # nobody said Same about sync
+    check(tie_rates_from_pairs=False, objective=GsbDpoConfig(weights=weights))
+    said = r"pairs.jsonl: \d+% of the labels of \w+ are Same.*tie rate 0; set gsb_dpo.objective.tie_rates"
+    with pytest.raises(ValueError, match=said):
+        check(tie_rates_from_pairs=False)
+    with pytest.raises(ValueError, match=r"20 pairs, but a round takes 96"):
+        check(pairs_per_round=96)
+
+
+def test_an_objective_that_does_not_fit_the_rubric_or_its_sampler_is_refused():
+    joint = dataclasses.replace(config().phases["grpo"], objective=GrpoConfig(routed=False))  # pyright: ignore
+    apart, both = RubricConfig(audio={"warm": 1.0}, sync={"x": 1.0}), RubricConfig(audio={}, sync={"x": 1.0})
+    mixed = dataclasses.replace(apart, advantage=AdvantageConfig(routed=False))
+    with pytest.raises(ValueError, match=r"grpo.objective.routed=false.*but warm is about audio alone; set"):
+        config(("nft", "grpo"), phases={"grpo": joint}, rubric=apart).check_ranks(1)
+    for fits in (both, mixed):
+        config(("nft", "grpo"), phases={"grpo": joint}, rubric=fits).check_ranks(1)
+    config(("nft",), phases={"grpo": joint}, rubric=apart).check_ranks(1)
+    config(("nft", "grpo"), rubric=apart).check_ranks(1)
+    cached = dataclasses.replace(config().deployed, cache=FeatureCacheConfig(sigma_drop=0.1))
+    stepping = config(("nft", "test_align_checks:Stepping"), phases={"stepping": NftPhase(sampler=cached)})
+    with pytest.raises(ValueError, match="a likelihood ratio needs the velocity of every step"):
+        stepping.check_ranks(1)
 
 
 def read(tmp_path: Path, content: Any, base: AlignConfig | None = None) -> AlignConfig:

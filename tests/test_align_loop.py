@@ -1,6 +1,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from align_world import align_run, config, error, metrics, run_align, write_worl
 from safetensors.torch import load_file
 
 from finetune.adapters import adapted_model, read_adapter
+from finetune.advantage import Floor
 from finetune.align_run import AlignRun
 from finetune.executor import RoundScores
 from finetune.launch import align_model, describe
@@ -176,7 +178,7 @@ def test_a_reward_that_raises_loses_the_round_and_nothing_else(world, whole, tmp
     ("wrong", "says"), [("flat", "warm: all from 0.5 to 0.5"), ("nan", "warm: all NaN, silent")]
 )
 def test_rewards_without_contrast_end_the_run_with_a_reason(world, tmp_path, wrong, says):
-    run = align_run(world, tmp_path, config(rounds=5), **{wrong: True})
+    run = align_run(world, tmp_path, config(rounds=5, stop=StopConfig(prompts=0)), **{wrong: True})
     assert run_align(run) == [2]
     line = error(run)
     assert (
@@ -185,7 +187,16 @@ def test_rewards_without_contrast_end_the_run_with_a_reason(world, tmp_path, wro
         and "saved state is that of round 1" in line
     )
     assert complete_steps(run.out / "checkpoint") == [1]
-    assert metrics(run)[1]["contrast"] == 0.0 and "nft/loss" not in metrics(run)[1]
+    assert metrics(run)[0]["contrast"] == 0.0 and "nft/loss" not in metrics(run)[0]
+
+
+@distributed
+def test_a_reward_that_scores_no_held_out_clip_ends_the_run_before_it_trains(world, tmp_path):
+    run = align_run(world, tmp_path, config(), nan=True)
+    assert run_align(run) == [2]
+    assert "reward warm could score none of 2 clips (silent), so no round can be compared by it" in error(run)
+    mended = align_run(world, tmp_path, config())
+    assert run_align(mended) == [0] and metrics(mended)[-1]["held_out/lost/warm"] == 0.0
 
 
 @distributed
@@ -251,10 +262,10 @@ class Recorder:
         return lambda *given: self.calls.append(name)
 
 
-def played(world: Path, out: Path, values: list[float] | Exception) -> tuple[Recorder, list]:
+def played(world: Path, out: Path, values: list[float] | Exception, **changes: Any) -> tuple[Recorder, list]:
     rows: list[tuple[dict, int]] = []
     executor = Recorder(values)
-    run = align_run(world, out, config(rounds=1, stop=StopConfig(prompts=0)))
+    run = align_run(world, out, config(rounds=1, stop=StopConfig(prompts=0), **changes))
     alignment = Alignment(run, executor, lambda row, step: rows.append((row, step)))  # type: ignore[arg-type]
     alignment.resume()
     alignment.run_rounds()
@@ -264,6 +275,13 @@ def played(world: Path, out: Path, values: list[float] | Exception) -> tuple[Rec
 def test_a_round_raises_before_it_learns(world, tmp_path):
     with pytest.raises(ValueError, match="warm failed"):
         played(world, tmp_path, ValueError("reward warm failed"))
+
+
+def test_rounds_of_prompts_all_beyond_a_floor_end_the_run_and_say_so(world, tmp_path):
+    rubric = RubricConfig(audio={"warm": 1.0}, sync={}, floors={"warm": Floor(floor=2.5)})
+    says = r"1 rounds \(warm: all from 0 to 2, 4 of 4 clips beyond the floor 2.5\)"
+    with pytest.raises(ValueError, match=says):
+        played(world, tmp_path, [0.0, 1.0, 2.0, 0.5], rubric=rubric, max_flat_rounds=1)
 
 
 def test_a_round_logs_what_was_measured_with_its_seconds(world, tmp_path):

@@ -16,7 +16,7 @@ from finetune.gsb.pairs import PreferencePair, read_clips, write_pairs
 from finetune.make_rollouts import RolloutsConfig, make_rollouts
 from finetune.pair_batches import open_pairs
 from finetune.prompts import prompts_of_round, read_prompt_set
-from finetune.recipe import AlignConfig, StopConfig
+from finetune.recipe import AlignConfig, RubricConfig, StopConfig
 from finetune.rollout_store import open_store
 from pretrain.clip_kind import kind_of
 from pretrain.flow.guidance import GuidanceScales
@@ -41,8 +41,8 @@ def mixed(sequence: tuple[str, ...], rounds: int, **changes: Any) -> AlignConfig
     )  # fmt: skip
 
 
-def mixed_run(world: Path, out: Path, recipe: AlignConfig) -> AlignRun:
-    run = align_run(world, out, recipe)
+def mixed_run(world: Path, out: Path, recipe: AlignConfig, **options: Any) -> AlignRun:
+    run = align_run(world, out, recipe, **options)
     run = dataclasses.replace(run, prompts=world / "mixed.jsonl", held_out=world / "held_out.jsonl")
     run.save()
     return run
@@ -82,6 +82,22 @@ def test_two_ranks_align_on_mixed_prompts_as_one_does_and_resume(world, tmp_path
     assert run_align(two, world_size=2) == [0, 0], (two.out / "log.0").read_text()[-2000:]
     assert_same(two, one)
     assert max(float(value.abs().max()) for value in adapter(one).values()) > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_judges_and_best_are_the_same_where_a_run_goes_on_on_other_ranks(world, tmp_path):
+    """Held-out prompts of three kinds come in another order on two ranks than on one."""
+    made = mixed(("nft",), rounds=3, rubric=RubricConfig(audio={"warm": 1.0}, sync={}, watched=("ear",)))
+    whole, other = (mixed_run(world, tmp_path / name, made, judge=-1.0) for name in ("whole", "other"))
+    assert run_align(whole) == [0], (whole.out / "log.0").read_text()[-2000:]
+    run_align(other, mishap="kill@1")
+    assert run_align(other, world_size=2) == [0, 0], (other.out / "log.0").read_text()[-2000:]
+    assert_same(other, whole)
+    for row, same in zip(metrics(other), metrics(whole), strict=True):
+        for name in ("held_out/judge_change/ear", "alarm/ear"):
+            assert row[name] == pytest.approx(same[name], rel=1e-3, abs=1e-5), (row["step"], name)
+    assert metrics(whole)[-1]["alarm/ear"] == 1.0
 
 
 @pytest.mark.slow

@@ -145,6 +145,9 @@ def test_rates_are_tried_once_and_the_best_is_trained_with_the_other_seeds(machi
     )
     page = (layout.out / "study" / "claims.md").read_text()
     assert "1 of the recipe's, the lowest tried (validation loss 1: " in page
+    assert "| measure | unified_own_rate | nava_own_rate | nava_own_rate against unified_own_rate |" in page
+    deciding = next(line for line in page.splitlines() if line.startswith("| sync_judge ↑ (decides) |"))
+    assert deciding.count("|") == 5 and "+0.000" in deciding
     folders = list((layout.out / "study" / "claims" / "runs").glob("*"))
     cost = sum(core_seconds(folder) for folder in folders) / 3600
     assert len(folders) == 6 and row["core_hours"] == pytest.approx(cost, abs=5e-4)  # with the trials

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.judges import Change, alarms, as_judged, judge_changes
+from finetune.judges import Change, alarms, judge_changes, listed
 
 VALUES = st.lists(st.floats(-5, 5), min_size=2, max_size=12)
 
@@ -21,7 +21,7 @@ def test_a_shift_of_every_prompt_is_the_change_and_has_no_width(values, shift):
 
 
 def test_only_prompts_scored_both_times_count():
-    first, now = as_judged({"ear": torch.tensor([0.0, math.nan, 1.0, 2.0])}), [1.0, 9.0, 2.0, None]
+    first, now = listed({"ear": torch.tensor([0.0, math.nan, 1.0, 2.0])}), [1.0, 9.0, 2.0, None]
     assert first["ear"][1] is None
     found = judge_changes(first, {"ear": now})["ear"]
     assert (found.mean, found.prompts) == (1.0, 2)
@@ -31,5 +31,7 @@ def test_only_prompts_scored_both_times_count():
 
 def test_an_alarm_needs_a_risen_total_and_an_interval_below_zero():
     fell, unsure = Change(-0.3, -0.5, -0.1, 24), Change(-0.1, -0.3, 0.1, 24)
-    assert alarms(0.2, {"ear": fell, "eye": unsure}) == ["ear"]
-    assert alarms(-0.2, {"ear": fell}) == [] and alarms(0.0, {"ear": fell}) == []
+    same = dict.fromkeys(("ear", "eye"), Change(0.0, 0.0, 0.0, 24))
+    assert alarms(0.2, {"ear": fell, "eye": unsure}, same) == ["ear"]
+    assert alarms(-0.2, {"ear": fell}, same) == [] and alarms(0.0, {"ear": fell}, same) == []
+    assert alarms(0.2, {"ear": unsure}, {"ear": fell, "eye": unsure}) == ["ear"]

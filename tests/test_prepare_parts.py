@@ -1,8 +1,6 @@
-"""Parts of `nava prepare` with closed forms: cuts, scenes, subtitles, duplicates, speakers."""
+"""Parts of `nava prepare` with closed forms: cuts, scenes, duplicates, speakers."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ from experiments.preparation.config import PrepareConfig
 from experiments.preparation.cutting import Leftover, Lengths, Piece, merged, plan
 from experiments.preparation.duplicates import alike, near_duplicates, picture_bits, sound_print
 from experiments.preparation.scenes import detected, real_cuts
-from experiments.preparation.sources import find_sources, subtitles
+from experiments.preparation.sources import find_sources
 from experiments.preparation.speakers import SpanKey, assign_speakers, choose_references
 from rewards.sync.shots import colour_histograms
 
@@ -116,18 +114,6 @@ def test_a_dissolve_is_trimmed_and_a_flash_is_no_cut():
     flash[20:22] = 255
     histograms = colour_histograms(flash)
     assert real_cuts([20, 22], histograms, CONFIG.flash) == []
-
-
-def test_subtitles_of_both_kinds_and_bad_ones():
-    text = (
-        "1\r\n00:00:01,500 --> 00:00:02,000\r\n<i>Hello</i> you\r\n\r\n"
-        "2\n00:01.0 --> 00:03.25 line:1\n[music]\nBOB: Yes.\n"
-    )
-    assert subtitles(text, Path("x.srt")) == ((1.0, 3.25, "Yes."), (1.5, 2.0, "Hello you"))
-    with pytest.raises(ValueError, match="no start before its end"):
-        subtitles("00:00:02,000 --> 00:00:01,000\nx\n", Path("x.srt"))
-    with pytest.raises(ValueError, match="no cue"):
-        subtitles("nothing here", Path("x.srt"))
 
 
 def test_near_duplicates_are_found_and_others_are_not():

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from align_world import config, write_mixed, write_rows, write_world
-from hypothesis import given
+from align_world import WORDS, config, write_mixed, write_rows, write_world
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.prompts import (
@@ -13,6 +13,7 @@ from finetune.prompts import (
     read_prompt_set,
     report_left_out,
     shares_by_kind,
+    shuffled,
 )
 from finetune.recipe import StopConfig
 from pretrain.clip_kind import ClipKind, by_kind, kind_of
@@ -76,6 +77,49 @@ def test_a_prompt_in_both_files_is_refused(world, row, says):
     with pytest.raises(ValueError, match=says) as raised:
         read_prompt_set(world / "mixed.jsonl", config(), held_out=other)
     assert "\n" not in str(raised.value)
+
+
+COPIES = st.lists(st.tuples(st.integers(0, 5), st.sampled_from([5, 9])), min_size=4, max_size=24)
+
+
+@settings(deadline=None, max_examples=40)
+@given(COPIES, st.integers(0, 4))
+def test_no_prompt_that_is_drawn_is_trained_on_under_another_name(tmp_path_factory, copies, number):
+    rows = [
+        {"prompt": f"A man says <S>{WORDS[word]}<E>.", "data_id": f"p{index}", "num_frames": frames}
+        for index, (word, frames) in enumerate(copies)
+    ]
+    path = write_rows(tmp_path_factory.getbasetemp() / "copies.jsonl", rows)
+    made = config(stop=StopConfig(prompts=number), phase={"prompts_per_round": 1})
+    try:
+        found = read_prompt_set(path, made)
+    except ValueError as error:
+        assert "0 prompts of one kind" in str(error) or f"stop.prompts is {number}" in str(error)
+        return
+    aside = {row.prompt.text for row in found.held_out}
+    trained = [row for some in found.train for row in some]
+    assert len(found.held_out) == number and not aside & {row.prompt.text for row in trained}
+    assert len(rows) == len(trained) + number + found.repeated
+    assert found.repeated == sum(row["prompt"] in aside for row in rows) - number
+
+
+@pytest.mark.parametrize("number", [0, 2, 5])
+def test_where_no_prompt_is_given_twice_the_draw_is_the_first_of_the_shuffled_ones(world, number):
+    made = config(stop=StopConfig(prompts=number), phase={"prompts_per_round": 2})
+    found = read_prompt_set(world / "mixed.jsonl", made)
+    kinds = by_kind(shuffled(read_prompts(world / "mixed.jsonl"), made.seed, "prompts"), made)
+    first = max(kinds.values(), key=len)
+    assert list(found.held_out) == first[:number] and found.repeated == 0
+    assert sum(map(len, found.train)) == 15 - number
+
+
+def test_one_prompt_under_many_names_is_not_both_held_out_and_trained_on(tmp_path, capsys):
+    rows = [{"prompt": "A man says <S>one<E>.", "data_id": f"p{index}"} for index in range(10)]
+    path = write_rows(tmp_path / "same.jsonl", rows)
+    with pytest.raises(ValueError, match=r"0 prompts .* beside 2 held out and 8 that ask for the same"):
+        read_prompt_set(path, config())
+    report_left_out(PromptSet((), (), repeated=8), path)
+    assert "same.jsonl: 8 prompts ask for the same as a held-out prompt" in capsys.readouterr().err
 
 
 def test_other_voices_or_first_frames_make_another_prompt(world):

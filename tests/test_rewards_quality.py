@@ -62,6 +62,32 @@ def test_noise_alone_is_at_the_bottom_and_clean_speech_at_the_top():
     assert snr_db(talk("slt")) == 60.0
 
 
+@given(st.floats(0.02, 0.6), st.integers(0, 2**16), st.floats(0.0, 0.9), st.sampled_from([0.0, 1e-6]))
+def test_gaps_in_a_steady_noise_are_no_pauses(share, seed, colour, left):
+    noise = hiss(2 * RATE, seed, colour)
+    quiet = noise.copy()
+    quiet[: int(share * len(noise))] *= left
+    assert snr_db(quiet) <= snr_db(noise) + 5.0 and snr_db(noise) < 2.0
+    gated = noise * (np.arange(len(noise)) % 1600 < 1600 * (1 - share))
+    assert snr_db(gated) <= 5.0
+
+
+def test_a_steady_sound_with_a_gap_is_not_clean_and_a_click_is_no_sound():
+    tone = np.sin(np.arange(RATE) * 0.3)
+    assert snr_db(np.r_[np.zeros(RATE // 4), tone]) == MIN_DB
+    for level in (0.0, 1e-6):  # digital silence, and nearly
+        click = np.full(RATE, level, np.float32)
+        click[8000] = 0.5
+        (score,) = NoiseEstimate().score([Clip(click, RATE)])
+        assert math.isnan(score.value) and "0.005 s of sound in silence, at least 0.2 s" in score.reason
+
+
+@pytest.mark.parametrize("voice", VOICES)
+def test_speech_with_silent_pauses_and_padding_keeps_its_value(voice):
+    padded = np.pad(talk(voice), (RATE // 4, RATE // 4))
+    assert snr_db(padded) == snr_db(talk(voice)) == 60.0
+
+
 @given(st.floats(0.02, 5.0), st.integers(0, 100))
 def test_loudness_does_not_count(gain, seed):
     sound = talk("rms") + 0.01 * hiss(len(talk("rms")), seed)

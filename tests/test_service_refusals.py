@@ -81,6 +81,7 @@ def test_nothing_is_left_of_refused_requests_and_good_ones_are_answered(world):
         "parts": {},
         "reason": "",
         "error": "its process died",
+        "again": False,
         "text": "",
         "seconds": 0.0,
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 import time
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from experiments.cli import main
 from experiments.commands.encode import _destination
 from experiments.commands.trash import age_s, in_trash
 from experiments.layout import Layout
+from pretrain import storage
 from pretrain.launch.launch import set_aside
 from pretrain.launch.stage_run import StageRun
 from pretrain.owned import owned_folder
@@ -99,6 +102,45 @@ def test_the_trash_is_listed_and_emptied_by_age(tmp_path, monkeypatch, capsys):
         main(["trash", "empty", "--older-than", "soon"])
     assert capsys.readouterr().err.count("\n") == 1
     assert [age_s(text) for text in ("90s", "1.5h", "2w")] == [90, 5400, 1_209_600]
+
+
+@pytest.mark.parametrize(
+    "place", ["out/votes", "sets/one.set", "a b/one.set", "one.set", "mine/pretrain/stage1"]
+)
+def test_the_command_that_is_named_deletes_what_was_moved(tmp_path, monkeypatch, capsys, place):
+    monkeypatch.chdir(tmp_path)
+    if place.startswith(("out", "mine")):
+        (tmp_path / place.partition("/")[0] / "tracking").mkdir(parents=True)
+    for path in (Path(place), tmp_path / place):
+        for text in ("old", "new"):
+            with owned_folder(path, "prepare") as fresh:
+                write(fresh / "a.mp4", text)
+        (said,) = [line for line in capsys.readouterr().out.splitlines() if "moved to" in line]
+        command = shlex.split(said.rpartition("(`")[2].partition("` deletes")[0])
+        assert command[:3] == ["nava", "trash", "empty"] and (place != "out/votes" or len(command) == 3)
+        assert main(command[1:]) == 0
+        kept = list(tmp_path.rglob(".trash/*"))
+        assert kept == [] and "deleted" in capsys.readouterr().out
+        assert (path / "a.mp4").read_text() == "new"
+        shutil.rmtree(path)
+
+
+def test_what_was_moved_in_a_store_is_listed_and_deleted(capsys):
+    work = storage.place("memory://bucket/sets/one.set")
+    with storage.writing(work / "a.bin") as file:
+        file.write_bytes(b"x" * 1500)
+    assert move_aside(work) and not storage.list_folder(work)
+    said = capsys.readouterr().out
+    command = shlex.split(said.rpartition("(`")[2].partition("` deletes")[0])
+    assert command == ["nava", "trash", "empty", "--out", "memory://bucket/sets"]
+    assert main(["trash", "list", *command[3:]]) == 0 and "1.5 KB" in capsys.readouterr().out
+    assert main(command[1:]) == 0 and not storage.list_folder(work.parent / ".trash")
+
+
+def test_a_place_that_is_no_trash_names_no_command(tmp_path, capsys):
+    write(tmp_path / "one" / "a")
+    moved = move_aside(tmp_path / "one", tmp_path / "attic")
+    assert moved and moved.is_dir() and "nava trash" not in capsys.readouterr().out
 
 
 def test_sets_of_ones_own_are_not_encoded_into_what_dvc_empties(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from pretrain.randomness import stable_hash
 from pretrain.titan.validate import (
     SIGMA_BUCKETS,
     Validator,
-
+    drawn_clips,
     losses_by_task,
     parts_of_rank,
     validation_losses,

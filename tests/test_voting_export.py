@@ -1,6 +1,7 @@
 """From votes back: files, a run in MLflow, lineage from pairs to the survey, a page that stands alone."""
 
 import json
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -12,6 +13,9 @@ from experiments.cli import main
 from experiments.layout import Layout
 from experiments.runs import lineage, run
 from experiments.voting.export import read_survey, results_page
+from finetune.gsb.raters import check_raters
+from finetune.gsb.summary import summarise
+from finetune.gsb.votes import read_votes
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +79,23 @@ def test_fifty_raters_at_once_lose_nothing():
     found = load(50, 5)
     assert found["acknowledged"] == found["stored"] == 250
     assert found["rss_mib"]["most"] < found["rss_mib"]["start"] + 200
+
+
+def test_an_export_says_which_survey_and_can_be_pooled_with_another(voted, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    texts = []
+    for _ in range(2):
+        export(voted, "--no-track")
+        texts.append((tmp_path / "made" / "votes.jsonl").read_text())
+    assert texts[0] == texts[1]
+    survey, found = read_survey(str(voted / "votes.db"), None)
+    rows = [json.loads(line) for line in texts[0].splitlines()]
+    assert {(row["survey"], row["survey_id"]) for row in rows} == {(survey.name, survey.key)}
+    other = replace(survey, made_at="2026-01-01T00:00:00.000+00:00")  # of one name in another database
+    assert other.key != survey.key
+    both = rows + [{**row, "survey_id": other.key} for row in rows]
+    (tmp_path / "both.jsonl").write_text("".join(json.dumps(row) + "\n" for row in both))
+    votes = read_votes(tmp_path / "both.jsonl")
+    assert len(check_raters(votes.votes)) == 4 and votes.warnings
+    pair = summarise(votes, keep_all_raters=True)["pairs"]["base"]
+    assert pair["good"] == 2 * found["statistics"]["pairs"]["base"]["good"]

@@ -10,7 +10,7 @@ import torch
 from experiments.alignment.rubric_checks import check_rubric
 from experiments.scoring.latents import AlignScorer
 from experiments.scoring.reward_files import check_reward_files
-from finetune.adapters import check_adapter
+from finetune.adapters import check_adapter, read_adapter
 from finetune.align_run import AlignRun
 from finetune.gsb.pairs import PreferencePair
 from finetune.joined_store import makers
@@ -39,7 +39,7 @@ def check_before(run: AlignRun, ranks: int) -> list[str]:
     check_codec(run, codecs, described)
     prompts = read_prompt_set(run.prompts, run.config, run.chosen, run.held_out)
     check_context(run, prompts, described)
-    notices = check_rubric(run, prompts)
+    notices = [*other_base(run), *check_rubric(run, prompts)]
     if run.pairs and run.clips:
         check_pairs(run, codecs, prompts, described)
     AlignScorer(**run.scorer[1]).close()
@@ -57,6 +57,14 @@ def check_model(run: AlignRun) -> ModelFolder:
     if run.adapter:
         check_adapter(run.adapter, run.base)
     return described
+
+
+def other_base(run: AlignRun) -> list[str]:
+    """A notice where the base is held otherwise than when the adapter was trained."""
+    base = run.config.lora.base
+    if not run.adapter or (before := read_adapter(run.adapter)[0].config.base) == base:
+        return []
+    return [f"{run.adapter}: trained on a base held in {before}; here it is held in {base} (align.lora.base)"]
 
 
 def check_codec(run: AlignRun, codecs: Codecs, described: ModelFolder) -> None:
@@ -80,7 +88,8 @@ def check_context(run: AlignRun, prompts: PromptSet, described: ModelFolder) -> 
 
 
 def check_pairs(run: AlignRun, codecs: Codecs, prompts: PromptSet, described: ModelFolder) -> None:
-    """Raises ValueError for clips of another model or codec, and for pairs of held-out prompts."""
+    """Raises ValueError for clips of another model or codec, pairs of held-out prompts, and pairs that an
+    objective of the sequence cannot learn from."""
     assert run.pairs and run.clips
     store, base_id = open_store(run.clips), str(described.facts["checkpoint_id"])
     made_by = makers(store.facts)
@@ -92,6 +101,9 @@ def check_pairs(run: AlignRun, codecs: Codecs, prompts: PromptSet, described: Mo
     store.check_codec(codecs, run.codec)
     pairs = open_pairs(run.pairs, store, 1).pairs
     _check_held_out(run.pairs, pairs, store, prompts.held_out, run.held_out or run.prompts)
+    for objective in run.config.objectives():
+        if objective.needs_pairs:
+            objective.prepare(run, codecs)
 
 
 def _check_held_out(

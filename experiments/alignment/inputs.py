@@ -15,6 +15,7 @@ from experiments.runs.trackers import factories
 from experiments.scoring.latents import scorer_options
 from finetune.adapters import read_adapter
 from finetune.align_run import AlignRun
+from finetune.lora import LoraConfig
 from finetune.rollout_store import INDEX
 from pretrain.data.corpus.texts import ALIGN_TRAIN
 from pretrain.files import sha256_of
@@ -82,7 +83,9 @@ def align_run(
     codec = inputs.codec or layout.codec
     if inputs.adapter:
         adapter = read_adapter(inputs.adapter)[0]
-        config, weights = dataclasses.replace(config, lora=adapter.config), adapter.base_weights
+        # what the frozen base is held in is this run's: a matter of its memory, not of the adapter's shapes
+        lora = dataclasses.replace(adapter.config, base=config.lora.base)
+        config, weights = dataclasses.replace(config, lora=lora), adapter.base_weights
     curated = config.curated_prompts and inputs.prompts is None
     chosen = require(layout.chosen / CHOSEN, CURATE) if curated else None
     pairs, clips = pairs_and_clips(job, inputs)
@@ -104,6 +107,27 @@ def align_run(
         clips=clips,
         chosen=chosen,
     )
+
+
+def check_lora(asked: LoraConfig, default: LoraConfig, folder: Path) -> None:
+    """Raises ValueError in one line for a setting that is neither `default`, the recipe's, nor the adapter's.
+
+    Rank, alpha and layers are the adapter's, so a run would go on without what was asked for.
+    """
+    given = read_adapter(folder)[0].config
+    for name in ("rank", "alpha", "targets", "rslora"):
+        value, found = getattr(asked, name), getattr(given, name)
+        if value not in (found, getattr(default, name)):
+            raise ValueError(
+                f"align.lora.{name} {shown(value)}, but the adapter {folder}, with which it goes on, has "
+                f"{shown(found)}; leave the setting out or set it to {shown(found)}, or start a new adapter "
+                "without --adapter"
+            )
+
+
+def shown(value: Any) -> str:
+    """A setting as `--set` takes it."""
+    return f"[{', '.join(value)}]" if isinstance(value, tuple) else str(value).lower()
 
 
 def pairs_and_clips(job: StageJob, inputs: AlignInputs = AlignInputs()) -> tuple[Path | None, Path | None]:

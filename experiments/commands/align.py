@@ -38,8 +38,9 @@ ModelToAlign = Annotated[
 AdapterFolder = Annotated[
     Path | None,
     tyro.conf.arg(
-        help="adapter folder of an earlier alignment of that very model to start from, with its LoRA rank; "
-        "the reference stays the model without it, and what is written is relative to that model"
+        help="adapter folder of an earlier alignment of that very model to start from, with its LoRA rank, "
+        "alpha and layers (align.lora.base stays yours); the reference stays the model without it, and what "
+        "is written is relative to that model"
     ),
 ]
 CodecFolder = Annotated[
@@ -123,7 +124,7 @@ def align(
     --ray runs rollouts and rewards in workers (section `ray`). With staleness 0 the result is that of local
       ranks; a lost worker or rank is replaced. rounds.jsonl lists the samples of each round.
     """
-    from experiments.alignment.inputs import AlignInputs, AlignLayout
+    from experiments.alignment.inputs import AlignInputs, AlignLayout, check_lora
     from experiments.continuing import Wish
     from experiments.job import StageJob
 
@@ -138,6 +139,8 @@ def align(
         pairs=pairs,
         clips=clips,
     )
+    if adapter:
+        check_lora(loaded.align.lora, recipe_for(recipe, ()).align.lora, adapter)
     layout = AlignLayout(out=out, to=to or out / "align") if inputs.own or to else Layout(out=out)
     job = StageJob(recipe=loaded, layout=layout, nproc=nproc, port=port, anyway=resume_anyway)
     _check_before(job, inputs, address)
@@ -188,8 +191,7 @@ def _align(
     staleness = job.recipe.ray.staleness if address else 0
     config |= {"staleness": staleness} if staleness else {}
     given = digests(align_run(job, None, inputs), inputs) if isinstance(layout, AlignLayout) else None
-    with alone(layout.align):
-        pass  # before anything there is replaced
+    opened.enter_context(alone(layout.align))  # before anything there is replaced
     decision = decide(dataclasses.replace(alignment_of(job, inputs), staleness=staleness), job, wish)
     if not decision.train:
         return

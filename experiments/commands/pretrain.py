@@ -118,9 +118,11 @@ def _train_stages(job: StageJob, stage: str, wish: Wish) -> None:
             "stage's folder away, then start all nodes"
         )
     chosen = names if stage == "all" else [stage]
-    if nodes.leads:
-        _check_before_training(chosen, job, wish)
     with ExitStack() as opened:
+        if nodes.leads:
+            _hold([name for name in chosen if job.layout.pretrain(name).is_dir()], job, opened)
+            _check_before_training(chosen, job, wish)
+            _hold(chosen, job, opened)
         for name in chosen:
             here = dataclasses.replace(
                 job,
@@ -131,6 +133,14 @@ def _train_stages(job: StageJob, stage: str, wish: Wish) -> None:
                 _train(name, here, wish, opened)
             elif not _join(name, here):
                 return
+
+
+def _hold(stages: list[str], job: StageJob, opened: ExitStack) -> None:
+    """Hold the folders of all stages to the end of the command. Raises ValueError where another has one."""
+    from pretrain.launch.training_lock import alone
+
+    for name in stages:
+        opened.enter_context(alone(job.layout.pretrain(name), option="--out"))
 
 
 def _check_before_training(stages: list[str], job: StageJob, wish: Wish) -> None:

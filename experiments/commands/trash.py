@@ -6,14 +6,14 @@ import calendar
 import re
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from experiments.layout import Layout
+from pretrain import storage
+from pretrain.trash import OUT, TRASH
 
 _AGE = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -29,12 +29,16 @@ class Moved:
     moved_at: float
 
 
-def list_trash(out: Path = Path("out")) -> None:
+Out = Annotated[str, tyro.conf.arg(metavar="OUT", help="the folder or URL whose .trash is meant")]
+
+
+def list_trash(out: Out = str(OUT)) -> None:
     """What was moved to OUT/.trash, the oldest first: size, when (UTC), and where it lies.
 
-    To get something back, move its folder to where it was.
+    What a command replaces elsewhere, such as a set of `nava prepare`, goes to .trash in the folder where it
+    lies: --out names that one. To get something back, move its folder to where it was.
     """
-    found = in_trash(Layout(out=out).trash)
+    found = in_trash(storage.place(out) / TRASH)
     for moved in found:
         moment = time.strftime("%Y-%m-%d %H:%M", time.gmtime(moved.moved_at))
         print(f"{_readable(moved.size):>9}  {moment}  {moved.path}")
@@ -42,22 +46,25 @@ def list_trash(out: Path = Path("out")) -> None:
 
 
 def empty_trash(
-    out: Path = Path("out"),
+    out: Out = str(OUT),
     older_than: Annotated[
         str, tyro.conf.arg(metavar="AGE", help="only what was moved longer ago, such as 12h, 30d or 2w")
     ] = "",
 ) -> None:
     """Delete what was moved to OUT/.trash for good, and say how much that was.
 
-    What has no time in its name was not moved there by a command, and stays.
+    A command that moves something names the OUT whose trash it went to. What has no time in its name was not
+    moved there by a command, and stays.
     """
     limit = time.time() - (age_s(older_than) if older_than else 0)
-    there = in_trash(Layout(out=out).trash)
+    there = in_trash(storage.place(out) / TRASH)
     found = [
         one for one in there if _MOVED.fullmatch(one.path.name) and (not older_than or one.moved_at < limit)
     ]
     for moved in found:
-        if moved.path.is_dir() and not moved.path.is_symlink():
+        if storage.is_remote(moved.path):
+            storage.remove_folder(moved.path)
+        elif moved.path.is_dir() and not moved.path.is_symlink():
             shutil.rmtree(moved.path)
         else:
             moved.path.unlink()
@@ -66,9 +73,8 @@ def empty_trash(
 
 
 def in_trash(trash: Path) -> list[Moved]:
-    """Everything in a trash folder, the oldest first."""
-    paths = list(trash.iterdir()) if trash.is_dir() else []
-    found = [Moved(path, sum(_sizes(path)), _moved_at(path)) for path in paths]
+    """Everything in a trash folder, also in an object store, the oldest first. Raises OSError."""
+    found = [Moved(path, storage.size_of(path), _moved_at(path)) for path in storage.list_folder(trash)]
     return sorted(found, key=lambda moved: (moved.moved_at, moved.path))
 
 
@@ -83,16 +89,8 @@ def age_s(text: str) -> float:
 def _moved_at(path: Path) -> float:
     match = _MOVED.fullmatch(path.name)
     if match is None:
-        return path.lstat().st_mtime
+        return time.time() if storage.is_remote(path) else path.lstat().st_mtime
     return float(calendar.timegm(time.strptime(match[1], "%Y%m%d-%H%M%S")))
-
-
-def _sizes(path: Path) -> Iterator[int]:
-    if path.is_dir() and not path.is_symlink():
-        for child in path.iterdir():
-            yield from _sizes(child)
-    else:
-        yield path.lstat().st_size
 
 
 def _readable(size: int) -> str:

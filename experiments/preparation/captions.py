@@ -21,7 +21,7 @@ from experiments.preparation.services import captioner
 from finetune.rewriter.endpoint import ChatEndpoint, NoAnswer
 from finetune.rewriter.form import ENGLISH, messages, rewrite_of
 from finetune.rewriter.rewrite import fault
-from finetune.rewriter.spans import check_spans, outside
+from finetune.rewriter.spans import check_spans
 from pretrain.prompt import parse
 from pretrain.prompt.marks import SPEECH_END, SPEECH_START
 
@@ -38,13 +38,16 @@ LOOK = (
 
 def described(clip: RawClip, config: PrepareConfig) -> RawClip | Rejection:
     """The clip with its text; rejected where its words cannot stand in a text (marks among them)."""
+    caption, left_out = given_caption(clip)
     try:
-        given = with_speech(given_caption(clip), clip.spans) if clip.given.caption else None
+        given = with_speech(caption, clip.spans) if caption else None
         facts = with_speech(measured_facts(clip), clip.spans)
     except ValueError as error:
         return Rejection("caption", "text", None, None, str(error))
     if given is not None:
         return replace(clip, text=given, caption_by="given")
+    if left_out:
+        clip = clip.labelled(caption_left_out=left_out)
     if (endpoint := captioner()) is not None:
         text, reason = asked(clip, facts, endpoint)
         if text:
@@ -54,12 +57,20 @@ def described(clip: RawClip, config: PrepareConfig) -> RawClip | Rejection:
     return replace(clip, text=facts, caption_by="template")
 
 
-def given_caption(clip: RawClip) -> str:
-    """The caption beside the source: whole where its spans are this clip's, else its unspoken part."""
-    caption = clip.given.caption
-    if [span.text for span in parse(caption).spans] == [span.text for span in clip.spans]:
-        return caption
-    return " ".join(piece.strip() for piece in outside(caption) or [] if piece.strip())
+def given_caption(clip: RawClip) -> tuple[str, str]:
+    """(the caption beside the source, "") where it has no spans or exactly this clip's; ("", why not).
+
+    A caption with other spans tells of a longer clip. What it says of them, who speaks and who answers, is
+    not true of this one, and cannot be taken out of its sentences without knowing their language.
+    """
+    said = [span.text for span in parse(clip.given.caption).spans]
+    own = [span.text for span in clip.spans]
+    if not said or said == own:
+        return clip.given.caption, ""
+    return (
+        "",
+        f"the given caption has {len(said)} spans of speech that are not the {len(own)} of this clip",
+    )
 
 
 def with_speech(caption: str, spans: Sequence[SpokenSpan]) -> str:

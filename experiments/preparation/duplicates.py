@@ -52,9 +52,9 @@ def near_duplicates(
     words: Sequence[str] = (),
 ) -> dict[int, tuple[int, float]]:
     """Place -> (an earlier place, share of bits that differ) for each clip that shows and sounds like one
-    that is kept. `bits`: (hash, hash of the mirror image) a clip; `words`: what is surely said in it, ""
-    = not known; with other words it is another clip."""
-    if not bits:
+    that is kept; a limit of 0 lets all pass. `bits`: (hash, hash of the mirror image) a clip; `words`: what
+    is surely said in it, "" = not known; with other words it is another clip."""
+    if not bits or not limit:
         return {}
     straight, mirrored = (np.stack([signs(pair[side]) for pair in bits]) for side in (0, 1))
     size, found = straight.shape[1], dict[int, tuple[int, float]]()

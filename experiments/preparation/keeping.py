@@ -26,7 +26,7 @@ from pretrain.media.write import write_mp4, write_wav
 
 RESULT = "result.json"
 PREVIEW_SIDE, PREVIEWS_OF_SOURCE = 160, 4
-VERSION = 3  # of what a source's result holds
+VERSION = 4  # of what a source's result holds
 
 
 def key_of(source: RawVideo, sha256: str, settings: Settings, services: Services) -> str:

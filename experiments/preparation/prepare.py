@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import glob
+import os
 import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from experiments.preparation.faces import check_network
 from experiments.preparation.keeping import RESULT, key_of
 from experiments.preparation.pool import LocalWorkers, PoolWork, SourceWorkers, work_through
 from experiments.preparation.records import RawVideo, Rejection
+from experiments.preparation.remote import is_address
 from experiments.preparation.services import Services, use
 from experiments.preparation.shards import sharded
 from experiments.preparation.source_work import Settings, check_steps
@@ -63,7 +67,9 @@ def check_inputs(place: str, out: Path, settings: Settings, services: Services) 
     check(settings, services)
     check_owned(out, COMMAND)
     _check_apart(place, out)
-    return find(place, settings)
+    found = find(place, settings)
+    _check_none_within(found.sources, place, out)
+    return found
 
 
 def work_folder(out: Path) -> Path:
@@ -214,7 +220,33 @@ def _claim(folder: Path) -> None:
 
 
 def _check_apart(place: str, out: Path) -> None:
-    """Raises ValueError for an output within the videos' folder, which would be read the next time."""
+    """Raises ValueError for an output that the next run would read: within the videos' folder, or found by
+    their pattern."""
     videos = Path(place)
     if videos.is_dir() and out.absolute().resolve().is_relative_to(videos.resolve()):
         raise ValueError(f"--to {out}: lies in the folder of the videos, {place}; give a folder beside it")
+    if is_address(place) or videos.exists() or not glob.has_magic(place):
+        return
+    target, pattern = (Path(os.path.abspath(path)).parts for path in (out, place))  # noqa: PTH100 (a pattern)
+    for folder in ("clips", "clips/00000", "rejected", "rejected/00000"):
+        if _matches((*target, *folder.split("/"), "a-0000.mp4"), pattern):
+            raise ValueError(f"--to {out}: {place} finds what is written there too; give a folder beside it")
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether a path is found by a pattern, as by `glob` with `recursive`."""
+    if not parts or not pattern:
+        return not parts and all(part == "**" for part in pattern)
+    first, hidden = pattern[0], parts[0].startswith(".")
+    if first == "**":
+        return _matches(parts, pattern[1:]) or (not hidden and _matches(parts[1:], pattern))
+    known = fnmatchcase(parts[0], first) and (not hidden or first.startswith("."))
+    return known and _matches(parts[1:], pattern[1:])
+
+
+def _check_none_within(sources: Sequence[RawVideo], place: str, out: Path) -> None:
+    """Raises ValueError for a source in the output, which this run replaces."""
+    target = out.absolute().resolve()
+    for source in sources:
+        if not source.url and source.path.absolute().resolve().is_relative_to(target):
+            raise ValueError(f"{place}: {source.path} lies in --to {out}; take it out or give another --to")

@@ -25,7 +25,7 @@ def is_address(text: str) -> bool:
 
 
 def listed_videos(place: str) -> tuple[list[RawVideo], Mapping[str, int], RemoteTexts]:
-    """(videos in the order of their names, what else lies there by kind, the texts beside them).
+    """(videos in the order of their names, what else lies there by kind, the texts among it).
 
     `place`: a prefix, a pattern with `*`, or one object. Raises ValueError for an address that names no
     store, and OSError in one line where the store does not answer.
@@ -55,9 +55,9 @@ def listed_videos(place: str) -> tuple[list[RawVideo], Mapping[str, int], Remote
             videos.append(
                 RawVideo(path, inner, "", url=url, version=version, size=int(files[name].get("size") or 0))
             )
-        elif suffix in (".txt", ".srt", ".vtt"):
-            texts[inner] = url
         else:
+            if suffix in (".txt", ".srt", ".vtt"):
+                texts[inner] = url
             left_out[suffix or "file without suffix"] += 1
     return videos, dict(sorted(left_out.items())), RemoteTexts(texts)
 

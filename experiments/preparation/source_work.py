@@ -24,6 +24,7 @@ from experiments.preparation.records import (
     Stretch,
     Word,
 )
+from experiments.preparation.subtitles import within_sound
 from experiments.preparation.words import MISALIGNED, loud_speech
 from pretrain.config import one_line
 from pretrain.media.channels import mixed
@@ -137,8 +138,15 @@ def _work(source: RawVideo, settings: Settings, take: Take, outcome: VideoOutcom
             )
         )
         return
+    given = source.given
+    if given.cues:
+        cues, outside = within_sound(given.cues, outcome.seconds, source.name)
+        outcome.rejected += outside
+        if not cues:
+            return
+        given = replace(given, cues=cues)
     with watch.stage("words"):
-        heard, given = _heard(mono, speech, source.given, config)
+        heard, given = _heard(mono, speech, given, config)
     outcome.words, outcome.words_by = list(heard.words), heard.by
     with watch.stage("scenes"):
         scenes = _scenes(source.path, config, limits, outcome)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import hashlib
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -14,8 +14,10 @@ from pathlib import Path
 from experiments.preparation.config import PrepareConfig
 from experiments.preparation.records import GivenText, RawVideo, Rejection, printable
 from experiments.preparation.remote import is_address, listed_videos
-from pretrain.data.plain import PlainClip, is_plain, plain_clips, safe_id, table_of
+from experiments.preparation.subtitles import subtitles
+from pretrain.data.plain import PlainClip, is_plain, named_files, plain_clips, table_of, unused_id
 from pretrain.data.plain_tables import TABLES
+from pretrain.files import wide_encoding
 from pretrain.jsonl import FieldError
 from pretrain.prompt import parse
 from pretrain.prompt.characters import broken_character
@@ -23,7 +25,8 @@ from rewards.media_folder import VIDEO_SUFFIXES, scan_folder
 
 SUBTITLES = (".srt", ".vtt")
 LISTS = (".txt", ".list")
-_TIME = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2})[.,](\d{1,3})")
+_SOME = f"{', '.join(sorted(VIDEO_SUFFIXES)[:5])}, ..."
+ReadText = Callable[[Path, int], bytes | None]
 _MAX_TEXT_BYTES = 4 << 20
 
 
@@ -33,19 +36,20 @@ def find_sources(
     """(sources in order, those whose texts are wrong, what else lies there by kind).
 
     `place`: a folder, a pattern such as 'raw/*.mp4', one video, a file with a path on each line, a plain set
-    (`pretrain.data.plain`), or a prefix, pattern or object of a store (s3://bucket/raw). Raises
+    (`pretrain.data.plain`), or a prefix, pattern or object of a store (s3://bucket/raw). Texts that are used
+    are nothing else; videos of a `datasets` folder that its table does not name are. Raises
     FileNotFoundError, ValueError where there is no video, OSError where a store does not answer.
     """
     if is_address(place):
         return _of_store(place, config)
     path = Path(place)
-    left_out: Mapping[str, int] = {}
-    if (path.is_file() and path.suffix.lower() in TABLES) or (path.is_dir() and table_of(path) != path):
+    if path.is_file() and path.suffix.lower() in TABLES:
         return *_plain(path), {}
     if path.is_dir():
-        folder = scan_folder(path, VIDEO_SUFFIXES)
-        files, left_out, base = list(folder.files), folder.left_out, path
-    elif path.is_file():
+        if (table := table_of(path)) != path:
+            return *_plain(path), _not_named(table, path)
+        return _of_folder(path, config)
+    if path.is_file():
         files, base = ([path], path.parent) if path.suffix.lower() not in LISTS else _listed(path)
     elif glob.has_magic(place):
         found = map(Path, glob.glob(place, recursive=True))  # noqa: PTH207 (patterns may be absolute)
@@ -56,20 +60,51 @@ def find_sources(
             f"{place}: no such file or folder; give a folder of videos, a list or a pattern"
         )
     if not files:
-        raise ValueError(f"{place}: no video in it ({', '.join(sorted(VIDEO_SUFFIXES)[:5])}, ...)")
-    return *_beside(files, base, config), left_out
+        raise ValueError(f"{place}: no video in it ({_SOME})")
+    return *_beside(files, base, config, _content), {}
+
+
+def _of_folder(
+    path: Path, config: PrepareConfig
+) -> tuple[list[RawVideo], list[Rejection], Mapping[str, int]]:
+    folder, used = scan_folder(path, VIDEO_SUFFIXES), set[Path]()
+    if not folder.files:
+        raise ValueError(f"{path}: no video in it ({_SOME})")
+    found = _beside(folder.files, path, config, _noting(_content, used))
+    return *found, _without(folder.left_out, used)
+
+
+def _not_named(table: Path, place: Path) -> Mapping[str, int]:
+    """What lies in a `datasets` folder and is neither its table nor named in it."""
+    folder, named = scan_folder(place, VIDEO_SUFFIXES), named_files(table)
+    others = sum(file.resolve() not in named for file in folder.files)
+    there = {path for path in named if path.is_file() and path.suffix.lower() not in VIDEO_SUFFIXES}
+    inside = {path for path in there if path.is_relative_to(place.resolve())}
+    what = {f"video that {table.name} does not name": others} if others else {}
+    return {**_without(folder.left_out, {*inside, table}), **what}
+
+
+def _without(left_out: Mapping[str, int], used: Iterable[Path]) -> Mapping[str, int]:
+    """`left_out` by suffix, less the files that are used."""
+    counts = Counter(path.suffix.lower() for path in used if not path.name.startswith("."))
+    return {what: count - counts[what] for what, count in left_out.items() if count > counts[what]}
 
 
 def _of_store(place: str, config: PrepareConfig) -> tuple[list[RawVideo], list[Rejection], Mapping[str, int]]:
     videos, left_out, texts = listed_videos(place)
     if not videos:
-        raise ValueError(f"{place}: no video in it ({', '.join(sorted(VIDEO_SUFFIXES)[:5])}, ...)")
-    return *_with_texts(videos, config, texts.read), left_out
+        raise ValueError(f"{place}: no video in it ({_SOME})")
+    used = set[Path]()
+    found = _with_texts(videos, config, _noting(texts.read, used))
+    return *found, _without(left_out, used)
 
 
 def _listed(path: Path) -> tuple[list[Path], Path]:
     """Paths of a list, one a line, relative to it."""
-    lines = path.read_bytes().split(b"\n")
+    content = path.read_bytes()
+    if wide := wide_encoding(content):
+        raise ValueError(f"{path}: the list is {wide}; save it as UTF-8")
+    lines = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
     names = [os.fsdecode(line.strip()) for line in lines if line.strip() and not line.startswith(b"#")]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
@@ -117,27 +152,21 @@ def _given_times(clip: PlainClip) -> tuple[tuple[float, float, str], ...]:
 
 
 def _beside(
-    files: Sequence[Path], base: Path, config: PrepareConfig
+    files: Sequence[Path], base: Path, config: PrepareConfig, read: ReadText
 ) -> tuple[list[RawVideo], list[Rejection]]:
     names = [Path(os.path.relpath(file, base)).as_posix() for file in files]
     videos = [RawVideo(file, name, "") for file, name in zip(files, names, strict=True)]
-    return _with_texts(videos, config, _content)
-
-
-ReadText = Callable[[Path, int], bytes | None]
+    return _with_texts(videos, config, read)
 
 
 def _with_texts(
     videos: Iterable[RawVideo], config: PrepareConfig, read: ReadText
 ) -> tuple[list[RawVideo], list[Rejection]]:
     """Videos with ids and the texts beside them, and those whose texts are wrong."""
-    sources, wrong, seen = [], [], set[str]()
+    sources, wrong, used = [], [], set[str]()
     for video in videos:
         name = video.name
-        data_id = safe_id(name[: -len(video.path.suffix)] if video.path.suffix else name)
-        if data_id in seen:
-            data_id = safe_id(name)
-        seen.add(data_id)
+        data_id = unused_id(video.path, name, used)
         name = printable(name)
         try:
             given = given_text(video.path, config, read)
@@ -176,6 +205,17 @@ def given_text(video: Path, config: PrepareConfig, read: ReadText | None = None)
     return GivenText(**found, digest=digest.hexdigest() if found else "")  # type: ignore[arg-type]
 
 
+def _noting(read: ReadText, used: set[Path]) -> ReadText:
+    """`read`, which adds to `used` what is there."""
+
+    def noted(path: Path, limit: int) -> bytes | None:
+        if (content := read(path, limit)) is not None:
+            used.add(path)
+        return content
+
+    return noted
+
+
 def _content(path: Path, limit: int) -> bytes | None:
     """The first `limit` + 1 bytes of a local file, None where there is none."""
     if not path.is_file():
@@ -199,31 +239,3 @@ def _read(path: Path, read: ReadText) -> str | None:
     if broken := broken_character(text):
         raise ValueError(f"{path}: {broken}")
     return text
-
-
-def subtitles(text: str, path: Path) -> tuple[tuple[float, float, str], ...]:
-    """(start, end, words) of each cue of SubRip or WebVTT, tags and speaker names left out.
-
-    Raises ValueError with the line of a cue that ends before it starts, or for a file without cues.
-    """
-    cues: list[tuple[float, float, str]] = []
-    for block in re.split(r"\n[ \t]*\n", text.replace("\r\n", "\n")):
-        lines = block.strip().split("\n")
-        at = next((i for i, line in enumerate(lines) if "-->" in line), None)
-        if at is None:
-            continue
-        times = [_seconds(match) for match in _TIME.finditer(lines[at])][:2]
-        words = re.sub(r"<[^>]*>|\{\\[^}]*\}|\[[^\]]*\]|\([^)]*\)", " ", " ".join(lines[at + 1 :]))
-        words = re.sub(r"(?:^|(?<=\s))(?:[A-Z][A-Z .']+:|-)\s", " ", words)
-        if len(times) != 2 or times[1] <= times[0]:
-            raise ValueError(f"{path}: cue {lines[at].strip()[:60]!r} has no start before its end; mend it")
-        if words.strip() and re.search(r"\w", words):
-            cues.append((*times, " ".join(words.split())))  # type: ignore[arg-type]
-    if not cues:
-        raise ValueError(f"{path}: no cue with times and words in it; mend it or move it away")
-    return tuple(sorted(cues))
-
-
-def _seconds(match: re.Match[str]) -> float:
-    hours, minutes, seconds, fraction = match.groups()
-    return 3600 * int(hours or 0) + 60 * int(minutes) + int(seconds) + int(fraction.ljust(3, "0")) / 1000

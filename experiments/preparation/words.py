@@ -72,6 +72,8 @@ def recognised(waveform: np.ndarray, speech: Sequence[Stretch]) -> list[Word]:
     for start_s, end_s in speech:
         offset = max(0.0, start_s - ROOM_S)
         sound = waveform[round(offset * SPEECH_RATE_HZ) : round((end_s + ROOM_S) * SPEECH_RATE_HZ)]
+        if not len(sound):
+            continue
         decoder = _decoded(_recogniser(), sound)
         if decoder.hyp() is None:
             continue
@@ -87,7 +89,8 @@ def aligned(waveform: np.ndarray, text: str) -> tuple[list[Word], float]:
     """The written words of a text with their times, and how well they fit: the score of 3 s of words, 0..1.
 
     Words that PocketSphinx cannot pronounce lie between their neighbours with confidence 0. ([], 0.0) for a
-    text that does not fit at all, ([], nan) for one of words that it does not know, as of another language.
+    text that does not fit at all and for no sound, ([], nan) for one of words that it does not know, as of
+    another language.
     """
     written = text.split()
     spoken = [split_words(fold(word)) for word in written]
@@ -97,6 +100,8 @@ def aligned(waveform: np.ndarray, text: str) -> tuple[list[Word], float]:
     flat = [part for parts, all_known in zip(known, whole, strict=True) if all_known for part in parts]
     if not flat or len(flat) < 0.5 * sum(map(len, spoken)):
         return [], math.nan
+    if not len(waveform):
+        return [], 0.0
     try:
         decoder.set_align_text(" ".join(flat))
         _decoded(decoder, waveform)
@@ -208,12 +213,15 @@ def _end(segment: Any, offset: float) -> tuple[float, float]:
 
 
 def _decoded(decoder: Any, sound: np.ndarray) -> Any:
+    """The decoder after a sound of at least one sample; whatever is raised, it is ready for the next one."""
     peak = float(np.abs(sound).max(initial=0.0))
     pcm = (sound / max(peak, 1e-6) * 0.6 * 32767).astype("<i2").tobytes()
     decoder.reinit_feat()  # its noise estimate would carry over from the sound before
     decoder.start_utt()
-    decoder.process_raw(pcm, full_utt=True)
-    decoder.end_utt()
+    try:
+        decoder.process_raw(pcm, full_utt=True)
+    finally:
+        decoder.end_utt()
     return decoder
 
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from finetune.gsb.surveys import survey_of
+
 MAX_BYTES = 32 << 20  # of a file that is counted; half a second
 MAX_LINE = 1 << 20  # of the first row, which tells the kind of a larger file
 MAX_NAMES = 50  # that a profile lists
@@ -154,7 +156,8 @@ def _rollouts(counts: _Counts, row: Mapping[str, Any]) -> None:
 
 
 def _votes(counts: _Counts, row: Mapping[str, Any]) -> None:
-    counts.names("raters", row.get("user_id"))
+    rater = row.get("user_id")  # within its survey
+    counts.names("raters", "" if rater in (None, "") else "/".join((*survey_of(row), str(rater))))
     counts.names("cases", row.get("case_id"))
     counts.names("models", row.get("left_model"), row.get("right_model"))
     counts.tally("axes", row.get("axis", "overall"))

@@ -24,6 +24,7 @@ from pretrain.codecs.load import load_codecs
 from pretrain.progress import track
 from pretrain.prompt import PromptRow
 from pretrain.types import AUDIO_SAMPLE_RATE_HZ
+from rewards.base import Interruptible
 from rewards.catalog import CATALOG, check_names, check_weights, open_rewards
 from rewards.guardrails import GuardrailLimits
 from rewards.options import fill
@@ -114,6 +115,12 @@ class AlignScorer:
         paths = [folder / f"{row.data_id}.mp4" for row in rows]
         write_clips(self.codecs, video, audio, self.fps, paths, {"comment": COMMENT})
         return paths
+
+    def interrupt(self) -> None:
+        """End the waits of rewards for their servers; safe in a signal handler."""
+        for reward in (*self.rewards.values(), *self.judges.values()):
+            if isinstance(reward, Interruptible):
+                reward.interrupt()
 
     def close(self) -> None:
         self._stack.close()

@@ -9,7 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from experiments.studies.page import render
 from pretrain.config import to_json
 from pretrain.files import read_json, replacing, write_json
 from pretrain.launch.launch import StageResult
+from pretrain.launch.training_lock import alone
 from pretrain.progress import MetricsTail
 from pretrain.randomness import stable_hash
 
@@ -91,6 +92,10 @@ class Study:
     def key(self) -> str:
         """Key of the tracked run, constant until the study is finished."""
         return kept_run_key(self.folder, f"study_{self.name}")
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Hold the study, which trains into its folders. Raises ValueError where another command has it."""
+        return alone(self.layout.out / "study" / self.name, f"`nava study {self.name}`", "--out")
 
     @contextmanager
     def tracked(self) -> Iterator[None]:

@@ -75,7 +75,7 @@ def study_seeds(job: StageJob, seeds: int) -> dict[str, Any]:
         known = reported_metrics(job.recipe.score)
         return compare(job.recipe.evaluate, before, rows, codec, votes, weights, limits, known)
 
-    with study.tracked():
+    with study.alone(), study.tracked():
         jobs = [_run_of(job, label, align, study.folder) for label, (_, align) in runs.items()]
         hint = "the other seeds are kept; the same command goes on"
         run_each("seeds", jobs, lambda run: _run(study, job, run, *runs[run.label]), hint)

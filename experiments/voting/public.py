@@ -74,6 +74,7 @@ def _row(ballot: Mapping[str, Any], survey: Survey, axis: str, check: bool) -> d
         **({"attention": True} if check else {}),
         **({"simulated": True} if survey.config.simulated else {}),
         "survey": survey.name,
+        "survey_id": survey.key,
     }
 
 

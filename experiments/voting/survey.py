@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -77,6 +78,12 @@ class Survey:
     made_at: str
     config: SurveyConfig
     inputs: str
+
+    @property
+    def key(self) -> str:
+        """Tells surveys of one name in several databases apart; the same in every export."""
+        said = json.dumps([self.name, self.made_at, self.inputs])
+        return hashlib.sha256(said.encode()).hexdigest()[:8]
 
 
 def now() -> str:

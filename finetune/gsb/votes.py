@@ -2,7 +2,7 @@
 
 Public fields: user_id, left_model, right_model, choice (left | right | tie), ours_side (left | right),
 case_id. Ours: axis (overall when absent), repeat, seconds, seed, left_sha256, right_sha256, simulated,
-attention (metrics.md 9.1, 9.4).
+attention (metrics.md 9.1, 9.4), survey and survey_id, within which a user_id is one person.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.gsb.names import alike_warnings, folded_name, name_problem
+from finetune.gsb.surveys import survey_of, survey_problem, told_apart
 from pretrain.config import nearest
 from pretrain.jsonl import FieldError, scan
 
@@ -25,6 +26,7 @@ SIDES = ("left", "right")
 CHOICES = (*SIDES, "tie")
 REQUIRED = ("user_id", "left_model", "right_model", "choice", "ours_side", "case_id")
 OPTIONAL = ("axis", "repeat", "seconds", "seed", "left_sha256", "right_sha256", "simulated", "attention")
+OF_SURVEY = ("survey", "survey_id")  # of `nava gsb export`
 NAMES = ("user_id", "case_id", "left_model", "right_model")
 _LOOKS_MEANT = 0.75  # likeness from which an unknown key is taken for a misspelt optional one
 
@@ -52,6 +54,8 @@ class Vote:
     simulated: bool = False
     attention: bool = False
     line: int = 0
+    survey: str = ""  # its name, "" = none
+    survey_id: str = ""  # differs between surveys of one name
 
     @property
     def pair(self) -> tuple[str, str]:
@@ -95,7 +99,8 @@ def read_votes(path: Path | str, ours: str | None = None, models: Sequence[str] 
     blank for white space inside; `warnings` tells of those that then differ by case only.
     `ours`, when not given, is the model of that name, else the one that ours_side names in most rows. Where
     ours_side is null in every vote, the model given as `ours` is ours in each. With `models` no other model
-    may occur. Raises FileNotFoundError, or ValueError `file:line field: message` for
+    may occur. In a file of several surveys (`survey`, `survey_id`) a rater is called SURVEY/RATER, since each
+    survey numbers its own. Raises FileNotFoundError, or ValueError `file:line field: message` for
     the first row that is wrong: a field missing or of the wrong kind, an unknown model, ours_side against
     left_model and right_model, the same rater, case, models, axis and repeat twice.
     """
@@ -103,6 +108,7 @@ def read_votes(path: Path | str, ours: str | None = None, models: Sequence[str] 
     ours, models = folded_name(ours) if ours else ours, tuple(map(folded_name, models))
     votes: list[Vote] = []
     seen: dict[tuple[Any, ...], int] = {}
+    first_of: dict[str, Vote] = {}
     error: FieldError | None = None
     for line, row in scan(path, finite=True):
         result = (
@@ -111,7 +117,7 @@ def read_votes(path: Path | str, ours: str | None = None, models: Sequence[str] 
             else _vote(row, line, {*models, *([ours] if ours else [])} if models else set())
         )
         if isinstance(result, Vote):
-            result = _unless_seen(result, seen)
+            result = survey_problem(result, first_of) or _unless_seen(result, seen)
         if isinstance(result, FieldError):
             error = result
             break
@@ -122,14 +128,15 @@ def read_votes(path: Path | str, ours: str | None = None, models: Sequence[str] 
     error = next((wrong for vote in votes if (wrong := _side_error(vote, ours))), error)
     if error:
         raise ValueError(error.at(path))
-    return VoteSet(path, tuple(votes), ours, _warnings(votes))
+    votes, about_surveys = told_apart(votes)
+    return VoteSet(path, tuple(votes), ours, (*_warnings(votes), *about_surveys))
 
 
 def _vote(row: dict[str, Any], line: int, models: set[str]) -> Vote | FieldError:
     for name in REQUIRED:
         if name not in row:
             return FieldError(line, name, f"missing; a vote has {', '.join(REQUIRED)}")
-    for name in row.keys() - {*REQUIRED, *OPTIONAL}:
+    for name in row.keys() - {*REQUIRED, *OPTIONAL, *OF_SURVEY}:
         if meant := _misspelt(name):
             return FieldError(line, str(name), f"unknown; did you mean {meant!r}?")
     values: dict[str, Any] = {name: row[name] for name in (*REQUIRED, *OPTIONAL) if name in row}
@@ -140,6 +147,10 @@ def _vote(row: dict[str, Any], line: int, models: set[str]) -> Vote | FieldError
         if problem := name_problem(values[name]):
             return FieldError(line, name, problem)
         values[name] = folded_name(values[name])
+    for name in OF_SURVEY:
+        if wrong := _wrong_survey(row.get(name)):
+            return FieldError(line, name, wrong)
+    survey, survey_id = map(folded_name, survey_of(row))
     message = next(
         ((name, wrong) for name, value in values.items() if (wrong := _wrong(name, value, models, row))), None
     )
@@ -151,7 +162,13 @@ def _vote(row: dict[str, Any], line: int, models: set[str]) -> Vote | FieldError
             "right_model",
             f"{values['right_model']!r} on both sides; give two clips of one model two names",
         )
-    return Vote(**values, line=line)
+    return Vote(**values, line=line, survey=survey, survey_id=survey_id)
+
+
+def _wrong_survey(value: Any) -> str:
+    if value is None or value == "" or (isinstance(value, int) and not isinstance(value, bool)):
+        return ""
+    return name_problem(value)
 
 
 def _wrong(name: str, value: Any, models: set[str], row: dict[str, Any]) -> str:
@@ -205,7 +222,7 @@ def _misspelt(name: str) -> str:
 
 
 def _unless_seen(vote: Vote, seen: dict[tuple[Any, ...], int]) -> Vote | FieldError:
-    key = (*vote.question, vote.repeat)
+    key = (vote.survey, vote.survey_id, *vote.question, vote.repeat)
     first = seen.setdefault(key, vote.line)
     if first == vote.line:
         return vote

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
+from finetune.advantage import Route
 from finetune.noising import Levels
 from finetune.sde import StochasticSteps
 from finetune.types import (
@@ -181,6 +182,12 @@ class Objective(ABC, Generic[PhaseT]):
     def check_ranks(self, world_size: int) -> None:
         """Raises ValueError if a round's groups do not divide over the ranks."""
         self._check_divides("prompts_per_round", world_size, world_size)
+
+    def check_routes(self, routes: Mapping[str, Route], routed: bool) -> None:
+        """Raises ValueError if the loss cannot learn from these rewards.
+
+        routed: each modality has the advantage of its own rewards (AdvantageConfig.routed).
+        """
 
     def prepare(self, files: PreferenceFiles, codecs: Codecs | None) -> None:
         """Open inputs other than rollouts. Raises ValueError or FileNotFoundError in one line."""

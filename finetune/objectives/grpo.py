@@ -14,11 +14,13 @@ older.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from finetune.advantage import Route
 from finetune.noising import mean_square, metric, streams_at, usable, velocities
 from finetune.objectives.base import (
     Passes,
@@ -214,6 +216,15 @@ class Grpo(TrustRegionObjective[GrpoPhase]):
         phase = self.phase
         steps = StochasticSteps(kernel=phase.kernel, window=phase.window, first_steps=phase.first_steps)
         return self._plan(stochastic=steps)
+
+    def check_routes(self, routes: Mapping[str, Route], routed: bool) -> None:
+        apart = [name for name, route in routes.items() if route.modality != "both"]
+        if routed and apart and not self.phase.objective.routed:
+            raise ValueError(
+                "grpo.objective.routed=false: a joint ratio needs one advantage for both modalities, but "
+                f"{apart[0]} is about {routes[apart[0]].modality} alone; set "
+                "align.grpo.objective.routed=true, or align.rubric.advantage.routed=false"
+            )
 
     def count(self, batch: RolloutsWithAdvantage) -> Tensor:
         return count(batch, self.phase.objective)

@@ -120,7 +120,8 @@ def for_votes(config: GsbDpoConfig, pairs: Sequence[PreferencePair], fit: bool =
     """The config for a preference set: tie rates fitted to its votes, without axes that nobody decided.
 
     An axis whose labels are all Same says nothing about what is better and has no theta: its weight becomes
-    0. `fit=False` keeps the tie rates. Raises ValueError if no axis with a weight is decided.
+    0. `fit=False` keeps the tie rates. Raises ValueError if no axis with a weight is decided, and if one has
+    ties that are modelled at tie rate 0.
     """
     shares, rates = tie_shares(pairs), tie_rates(pairs)
     asked = [axis for axis in config.weights.used() if axis in shares]
@@ -133,7 +134,16 @@ def for_votes(config: GsbDpoConfig, pairs: Sequence[PreferencePair], fit: bool =
     kept = replace(
         config, weights=replace(config.weights, **{axis: 0.0 for axis in AXES if axis not in rates})
     )
-    return replace(kept, tie_rates=TieRates(**rates)) if fit else kept
+    if fit:
+        return replace(kept, tie_rates=TieRates(**rates))
+    for axis in kept.weights.used():
+        if config.ties == "model" and shares[axis] and not getattr(config.tie_rates, axis):
+            raise ValueError(
+                f"{shares[axis]:.0%} of the labels of {axis} are Same, which have no probability at tie rate "
+                f"0; set gsb_dpo.objective.tie_rates.{axis}, gsb_dpo.tie_rates_from_pairs=true, or "
+                "gsb_dpo.objective.ties=drop"
+            )
+    return kept
 
 
 def outcome_log_probs(margin: Tensor, rate: float) -> LogProbs:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from finetune.sft.finetune_run import FinetuneRun
 from finetune.sft.heard import ROW
-from pretrain.files import locked
+from pretrain.launch import training_lock
 from pretrain.launch.launch import StageResult, join_stage, train_run
 from pretrain.launch.nodes import Nodes
 from pretrain.launch.torchrun import ALONE
@@ -40,9 +40,6 @@ def describe(row: Mapping[str, Any]) -> str:
     return f"{describe_step(row)}, {row.get(f'{ROW}/clips', 0.0):.0f} s of the clips' sound so far"
 
 
-@contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """Lock the folder of a fine-tuning, by a file beside it. Raises ValueError where another one has it."""
-    message = f"{out}: another fine-tuning is at work here; wait for it, or give another --to"
-    with locked(out.with_name(f".{out.name}.lock"), message):
-        yield
+def alone(out: Path) -> AbstractContextManager[None]:
+    """Hold the folder of a fine-tuning. Raises ValueError where another one has it."""
+    return training_lock.alone(out, "fine-tuning", "--to")

@@ -173,7 +173,7 @@ class _Service:
         try:
             shared = await self.scoring.share(clip)
         except RewardFailed as error:
-            return [RewardAnswer(error=_sendable(short_line(error))) for _ in names]
+            return [_failed(error) for _ in names]
         return await asyncio.gather(*(self._answer(name, shared) for name in names))
 
     async def _answer(self, name: str, clip: Clip | SharedClip) -> RewardAnswer:
@@ -181,7 +181,7 @@ class _Service:
         try:
             answer = _answer_of(await self.scoring.score(name, clip))
         except RewardFailed as error:
-            answer = RewardAnswer(error=_sendable(short_line(error)))
+            answer = _failed(error)
         outcome = "failed" if answer.error else "unscorable" if answer.reason else "scored"
         self.metrics.rewards.labels(name, outcome).inc()
         self.metrics.reward_seconds.labels(name).observe(time.monotonic() - started)
@@ -250,6 +250,10 @@ def _answer_of(score: Score) -> RewardAnswer:
         text=_sendable(score.text),
         seconds=_number(score.seconds) or 0.0,
     )
+
+
+def _failed(error: RewardFailed) -> RewardAnswer:
+    return RewardAnswer(error=_sendable(short_line(error)), again=error.again)
 
 
 def _number(value: float) -> float | None:

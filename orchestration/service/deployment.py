@@ -31,7 +31,7 @@ from orchestration.service.holder import RayHolder
 from orchestration.service.hosting import LOCAL, WhichRay, hosted
 from orchestration.service.limits import MIB, Limits
 from orchestration.service.schema import ServedReward
-from orchestration.service.scoring import Died, RewardFailed, SharedClip, score_apart
+from orchestration.service.scoring import Died, RewardFailed, SharedClip, TryAgain, score_apart
 from pretrain.progress import track
 from rewards.catalog import CATALOG
 from rewards.rubric import Rubric
@@ -111,7 +111,7 @@ class ServeScoring:
         try:
             ref = await asyncio.get_running_loop().run_in_executor(self._copying, ray.put, clip)
         except RayError as error:
-            raise RewardFailed(f"no room for the clip ({type(error).__name__}); try again") from None
+            raise RewardFailed(f"no room for the clip ({type(error).__name__}); try again", True) from None
         return SharedClip(clip.name, ref)
 
     async def score(self, reward: str, clip: Clip | SharedClip) -> Score:
@@ -121,12 +121,12 @@ class ServeScoring:
             result = await asyncio.wait_for(method.remote(clip), self.wait_seconds)
         except TimeoutError:
             raise RewardFailed(
-                f"no answer after {self.wait_seconds:g} s, the queue included; try again"
+                f"no answer after {self.wait_seconds:g} s, the queue included; try again", again=True
             ) from None
         except (RayError, RayServeException) as error:
-            raise RewardFailed(f"its replica was lost ({type(error).__name__}); try again") from None
+            raise RewardFailed(f"its replica was lost ({type(error).__name__}); try again", True) from None
         if isinstance(result, str):
-            raise RewardFailed(result)
+            raise RewardFailed(result, again=isinstance(result, TryAgain))
         return result
 
     async def health(self) -> str:

@@ -60,12 +60,16 @@ class ScoreRequest(BaseModel):
 
 
 class RewardAnswer(BaseModel):
-    """`value` is null exactly when `reason` (clip unscorable) or `error` (reward failed) is set."""
+    """`value` is null exactly when `reason` (clip unscorable) or `error` (reward failed) is set.
+
+    `again`: the error may pass (a process was lost, no room, no answer in time), so ask again.
+    """
 
     value: float | None = None
     parts: dict[str, float | None] = {}
     reason: str = ""
     error: str = ""
+    again: bool = False
     text: str = ""
     seconds: float = 0.0
 

@@ -18,7 +18,15 @@ DIED = "its process died"
 
 
 class RewardFailed(Exception):
-    """The reward, not the clip, is at fault; the message is one line."""
+    """The reward, not the clip, is at fault; the message is one line. `again`: asking again may help."""
+
+    def __init__(self, reason: str, again: bool = False) -> None:
+        super().__init__(reason)
+        self.again = again
+
+
+class TryAgain(str):
+    """Why a reward failed, where asking again may help."""
 
 
 class Died(Exception):
@@ -81,9 +89,8 @@ async def score_apart(
     num_lost = 0
     for clip in clips:
         if num_lost >= MAX_LOST:
-            alone.append(
-                f"not scored: the reward's process was lost {num_lost} times in this batch; try again"
-            )
+            lost = f"not scored: the reward's process was lost {num_lost} times in this batch; try again"
+            alone.append(TryAgain(lost))
             continue
         (answer,), lost = await _attempt([clip], holder, seconds, reward)
         num_lost += lost

@@ -6,6 +6,7 @@ A text is the caption; what is spoken stands in it between <S> and <E>, or in a 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -117,6 +118,16 @@ def safe_id(name: str) -> str:
     return kept if not name_problem(kept) else f"clip-{digest}"
 
 
+def unused_id(path: Path, name: str, used: set[str]) -> str:
+    """The data_id of a file called `name`: of its stem, else of the whole name, else with a number; the first
+    that is not in `used`, to which it is added."""
+    numbered = (f"{name}~{number}" for number in itertools.count(2))
+    names = itertools.chain([name.removesuffix(path.suffix), name], numbered)
+    data_id = next(found for found in map(safe_id, names) if found not in used)
+    used.add(data_id)
+    return data_id
+
+
 def walk(folder: Path) -> Iterator[Path]:
     """Files below a folder in order; hidden ones and what links to folders lead to are left out."""
     for where, folders, files in os.walk(folder):
@@ -127,7 +138,7 @@ def walk(folder: Path) -> Iterator[Path]:
 def _of_folder(folder: Path) -> Iterator[PlainClip | FieldError]:
     clips = [path for path in walk(folder) if path.suffix.lower() in MEDIA]
     with_text = {path.with_suffix("") for path in walk(folder) if path.suffix.lower() in VIDEOS}
-    line = 0
+    line, used = 0, set[str]()
     for path in clips:
         if path.suffix.lower() in SOUNDS and path.with_suffix("") in with_text:
             continue  # the clip's own sound as a file, or a reference
@@ -142,52 +153,47 @@ def _of_folder(folder: Path) -> Iterator[PlainClip | FieldError]:
         except UnicodeDecodeError as error:
             yield FieldError(line, "text", f"{beside}: not UTF-8 at byte {error.start}; save it as UTF-8")
             continue
-        yield _checked(path, _id(path, name), {"text": text}, line, str(beside), folder)
+        yield _checked(path, name, {"text": text}, line, str(beside), folder, used)
 
 
 def _of_table(table: Path) -> Iterator[PlainClip | FieldError]:
-    folder, seen = table.parent, dict[str, int]()
+    folder, seen, used = table.parent, dict[str, int](), set[str]()
     for line, row in table_rows(table):
         if isinstance(row, FieldError):
             yield row
             continue
-        name = row.pop("file_name")
-        if isinstance(name, Mapping):  # a media column of `datasets`
-            name = name.get("path")
+        name = _path_in(row.pop("file_name"))
         if not isinstance(name, str) or not name.strip() or "\0" in name:
             yield FieldError(line, "file_name", f"expected a path, got {str(name)[:60]!r}")
             continue
         path = folder / name.strip()
-        if name in seen:
-            yield FieldError(line, "file_name", f"{name!r} is also on line {seen[name]}; keep one of them")
+        place = os.path.normpath(path)  # ./a.mp4 is a.mp4
+        if place in seen:
+            yield FieldError(line, "file_name", f"{name!r} is also on line {seen[place]}; keep one of them")
             continue
-        seen[name] = line
-        yield _checked(path, _id(path, name.strip()), row, line, "", folder)
-
-
-def _id(path: Path, name: str) -> str:
-    return safe_id(name[: -len(path.suffix)] if path.suffix else name)
+        seen[place] = line
+        yield _checked(path, name.strip(), row, line, "", folder, used)
 
 
 def _checked(
-    path: Path, data_id: str, row: dict[str, Any], line: int, where: str, folder: Path
+    path: Path, name: str, row: dict[str, Any], line: int, where: str, folder: Path, used: set[str]
 ) -> PlainClip | FieldError:
     """The clip of a row with the names of `plain_tables.COLUMNS`, or what is wrong with it."""
     row = dict(row)
     caption, transcript = row.pop("text", ""), row.pop("transcript", "")
     speaker, reference = row.pop("speaker", None), row.pop("reference", None)
     at = f"{where}: " if where else ""
-    for name, value in (("text", caption), ("transcript", transcript)):
+    for column, value in (("text", caption), ("transcript", transcript)):
         if not isinstance(value, str):
-            return FieldError(line, name, f"{at}expected a text, got {str(value)[:60]!r}")
+            return FieldError(line, column, f"{at}expected a text, got {str(value)[:60]!r}")
         if broken := broken_character(value):
-            return FieldError(line, name, f"{at}{broken}")
+            return FieldError(line, column, f"{at}{broken}")
     try:
         text = _with_speech(caption.strip(), transcript.strip())
     except ValueError as error:
         return FieldError(line, "text", f"{at}{error}")
     try:
-        starts, ends = (_times(row.pop(name, None)) for name in ("speech_start", "speech_end"))
+        starts, ends = (_times(row.pop(column, None)) for column in ("speech_start", "speech_end"))
     except ValueError as error:
         return FieldError(line, "speech_start", f"{at}{error}")
     if reference and not isinstance(reference, str):
@@ -200,7 +206,7 @@ def _checked(
     if speaker not in (None, ""):
         meta["speaker"] = str(speaker)
     voice = (folder / reference).absolute() if reference else None
-    return PlainClip(path.absolute(), data_id, text, voice, starts, ends, meta, line)
+    return PlainClip(path.absolute(), unused_id(path, name, used), text, voice, starts, ends, meta, line)
 
 
 def _with_speech(caption: str, transcript: str) -> str:
@@ -272,13 +278,56 @@ def _public(clip: PlainClip, info: MediaInfo) -> dict[str, Any]:
 
 
 def _metadata(folder: Path) -> Path | None:
-    """The metadata file of a `datasets` folder, None where it has none; raises ValueError for several."""
+    """The metadata file of a `datasets` folder, None where it has none.
+
+    One in a subfolder counts for the folder if no clip lies elsewhere that it does not name. Raises
+    ValueError where one does, and for several files.
+    """
     places = [folder, *sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")]
     found = [place / name for place in places for name in METADATA if (place / name).is_file()]
     if len(found) > 1:
         names = ", ".join(path.relative_to(folder).as_posix() for path in found)
         raise ValueError(f"{folder}: several metadata files ({names}); name the one that is meant")
+    if found and found[0].parent != folder and (beyond := _beyond(found[0], folder)):
+        table, inside = (path.relative_to(folder).as_posix() for path in (found[0], found[0].parent))
+        first = min(beyond).relative_to(folder).as_posix()
+        more = f" and {len(beyond) - 1} more" if len(beyond) > 1 else ""
+        raise ValueError(
+            f"{folder}: {table} says what the clips are, but {first}{more} lies outside of {inside}; give "
+            f"{found[0]} for its clips alone, or move {inside} out of the folder for the others"
+        )
     return found[0] if found else None
+
+
+def _beyond(table: Path, folder: Path) -> set[Path]:
+    """Clips of a folder that neither lie where its table does nor are named in it. Sounds are clips where
+    the table has no video beside it."""
+    beside = [path.suffix.lower() for path in walk(table.parent)]
+    kinds = VIDEOS if any(suffix in VIDEOS for suffix in beside) else MEDIA
+    outside = {
+        path
+        for path in walk(folder)
+        if path.suffix.lower() in kinds and not path.is_relative_to(table.parent)
+    }
+    if not outside:
+        return outside
+    named = named_files(table)
+    return {path for path in outside if path.resolve() not in named}
+
+
+def named_files(table: Path) -> set[Path]:
+    """Clips and references that a table names, links followed, also in rows that are wrong otherwise."""
+    found = set[Path]()
+    for _, row in table_rows(table):
+        names = [] if isinstance(row, FieldError) else [_path_in(row["file_name"]), row.get("reference")]
+        some = [name.strip() for name in names if isinstance(name, str) and name.strip() and "\0" not in name]
+        found |= {(table.parent / name).resolve() for name in some}
+    return found
+
+
+def _path_in(cell: Any) -> Any:
+    """The path of a cell; in a media column of `datasets` one of its values."""
+    return cell.get("path") if isinstance(cell, Mapping) else cell
 
 
 def _pairs(folder: Path) -> Iterator[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from pyarrow import parquet
 
 from pretrain.files import wide_encoding
 from pretrain.jsonl import FieldError, scan
+
+csv.field_size_limit(max(csv.field_size_limit(), 16 << 20))  # a column of something else may be long
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 METADATA = tuple(f"metadata{suffix}" for suffix in (".csv", ".jsonl", ".parquet"))  # of a `datasets` folder
@@ -48,10 +50,13 @@ def table_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | FieldError]]:
 
 
 def _named(path: Path, line: int, row: Mapping[str, Any]) -> dict[str, Any] | FieldError:
-    folded = {str(key).strip().lower(): key for key in row if key is not None}
+    folded: dict[str, list[Any]] = {}
+    for key in row:
+        if key is not None:
+            folded.setdefault(str(key).strip().lower(), []).append(key)
     named: dict[str, Any] = {}
     for name, choices in COLUMNS.items():
-        found = [folded.pop(choice) for choice in choices if choice in folded]
+        found = [key for choice in choices for key in folded.pop(choice, [])]
         given = [key for key in found if row[key] not in (None, "")]
         if len(given) > 1:
             return FieldError(
@@ -61,7 +66,8 @@ def _named(path: Path, line: int, row: Mapping[str, Any]) -> dict[str, Any] | Fi
             named[name] = row[given[0]] if given else ""
     if "file_name" not in named:
         return FieldError(line, "file_name", f"missing; found {', '.join(map(str, row)) or 'nothing'}")
-    return named | {key: row[original] for key, original in folded.items()}
+    others = {key: row[same[0]] for key, same in folded.items() if len(same) == 1}
+    return named | others | {str(key): row[key] for same in folded.values() if len(same) > 1 for key in same}
 
 
 def _csv(path: Path) -> Iterator[tuple[int, dict[str, Any] | FieldError]]:
@@ -77,35 +83,65 @@ def _csv(path: Path) -> Iterator[tuple[int, dict[str, Any] | FieldError]]:
         raise ValueError(
             f"{path}:{line} csv: not UTF-8 at byte {error.start}; save the file as UTF-8"
         ) from None
-    header = text.split("\n", 1)[0]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(header), strict=True)
+    lines = list(io.StringIO(text, newline=""))
+    delimiter = _delimiter(lines[0] if lines else "")
+    reader = _reader(lines, 0, delimiter)
     try:
         columns = [column.strip() for column in next(reader)]
-    except (StopIteration, csv.Error):
+    except StopIteration:
         raise ValueError(f"{path}:1 csv: the file is empty; expected a line of column names") from None
+    except csv.Error as error:
+        raise ValueError(f"{path}:1 csv: {error}; mend the quotes of the column names") from None
     _check_columns(path, columns)
-    yield from _csv_rows(path, reader, columns)
+    count = 0
+    for line, row in _csv_rows(lines, reader.line_num, columns, delimiter):
+        count += 1
+        yield line, row
+    if not count:
+        raise ValueError(f"{path}:1 csv: only a line of column names; add one line per clip")
+
+
+def _reader(lines: Sequence[str], begin: int, delimiter: str) -> Any:
+    return csv.reader((lines[at] for at in range(begin, len(lines))), delimiter=delimiter, strict=True)
 
 
 def _csv_rows(
-    path: Path, reader: Any, columns: list[str]
+    lines: Sequence[str], begin: int, columns: list[str], delimiter: str
 ) -> Iterator[tuple[int, dict[str, Any] | FieldError]]:
-    count, line = 0, 2
-    try:
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                count += 1
-                if len(cells) != len(columns):
-                    found = f"{len(cells)} cells, {len(columns)} columns; quote texts that have commas"
-                    yield line, FieldError(line, "csv", found)
-                else:
-                    yield line, dict(zip(columns, cells, strict=True))
-            line = reader.line_num + 1
-    except csv.Error as error:
-        yield line, FieldError(line, "csv", f"{error}; mend its quotes")
-        return
-    if not count:
-        raise ValueError(f"{path}:1 csv: only a line of column names; add one line per clip")
+    """Rows from line `begin` (from 0). A row that is wrong costs its first line alone: a quote too many takes
+    in what is below it, up to the next quote or the end, and that is read anew."""
+    while begin < len(lines):
+        reader, done = _reader(lines, begin, delimiter), 0
+        try:
+            for cells in reader:
+                at, done = begin + done, reader.line_num
+                if not any(cell.strip() for cell in cells):
+                    continue
+                if wrong := _wrong_cells(cells, columns, delimiter, lines[at : begin + done]):
+                    yield at + 1, FieldError(at + 1, "csv", wrong)
+                    begin = at + 1
+                    break
+                yield at + 1, dict(zip(columns, cells, strict=True))
+            else:
+                return
+        except csv.Error as error:
+            begin += done + 1
+            yield begin, FieldError(begin, "csv", f"{error}; mend its quotes")
+
+
+def _wrong_cells(cells: list[str], columns: list[str], delimiter: str, lines: Sequence[str]) -> str:
+    """What is wrong with the cells of a row, which takes these lines; "" for nothing."""
+    if len(cells) != len(columns):
+        return f"{len(cells)} cells, {len(columns)} columns; quote texts that have commas"
+    if len(lines) == 1:
+        return ""
+    of_file = next(at for at, column in enumerate(columns) if column.lower() in COLUMNS["file_name"])
+    suffix = Path(cells[of_file].strip()).suffix
+    parts = [line.strip().split(delimiter) for line in lines]
+    alike = [part for part in parts if len(part) == len(columns) and Path(part[of_file]).suffix == suffix]
+    if suffix and len(alike) > 1:
+        return "takes in rows below it, up to the next quote; mend its quotes"
+    return ""
 
 
 def _delimiter(header: str) -> str:

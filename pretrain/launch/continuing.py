@@ -95,7 +95,7 @@ def verdict_of(run: TrainingRun) -> Verdict:
     before, now = recorded(run.out, run) or recorded(run.checkpoints, run), run.depends()
     state, step = read_state(run.out), max(complete_steps(run.checkpoints), default=0)
     has_model = (run.out / "model").is_dir()
-    done = is_finished(run.out, state)
+    done = is_finished(run.out, state) and not _is_shorter(state, before, run)
     if not (has_model or step):
         elsewhere = _left_elsewhere(run, before)
         return Verdict("refuse", counting=(elsewhere,)) if elsewhere else Verdict("train")
@@ -115,6 +115,13 @@ def verdict_of(run: TrainingRun) -> Verdict:
 def is_finished(out: Path, state: Mapping[str, Any]) -> bool:
     """The training in `out` ended, by its `state`, and its model is there."""
     return state.get("status") == "finished" and (out / "model" / "config.json").is_file()
+
+
+def _is_shorter(state: Mapping[str, Any], before: Identity | None, run: TrainingRun) -> bool:
+    """The training that ended had fewer steps than the record says: its extension was stopped before it
+    began, by a version that wrote the record first."""
+    length = before.settings.get(run.extends(True)[0]) if before and run.extends(True) else None
+    return isinstance(length, int) and "steps" in state and state["steps"] < length
 
 
 def _left_elsewhere(run: TrainingRun, before: Identity | None) -> Difference | None:
@@ -186,10 +193,11 @@ def claim(run: TrainingRun) -> Verdict:
         raise ValueError(refusal(verdict, run.out, "give another folder, or move this one away"))
     if verdict.action == "keep":
         return verdict
-    write_record(run.out, run, verdict)
-    if verdict.finished:
-        (run.out / STATE).unlink(missing_ok=True)
+    if is_finished(run.out, read_state(run.out)):
+        # before the record: a kill in between leaves the training that was there, without its end
         move_aside(run.out / "model", run.trash or trash_of(run.out), f"{run.label}-model")
+        (run.out / STATE).unlink(missing_ok=True)
+    write_record(run.out, run, verdict)
     return verdict
 
 

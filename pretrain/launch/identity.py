@@ -23,6 +23,7 @@ SPEED_OPTIONS = (
     "num_processes",
     "concurrency",
     "num_tries",
+    "patience_s",
     "timeout_s",
     "token_file",
     "token_variable",
@@ -75,7 +76,7 @@ NEUTRAL: Mapping[str, tuple[str, ...]] = {
         "rubric.allow_prompt_blind",
         "*.micro_batch",
         "*.rollout_batch",
-        *(f"{options}.*.{name}" for options in ("reward_options", "scorer.options") for name in SPEED_OPTIONS),
+        *(f"{place}.*.{name}" for place in ("reward_options", "scorer.options") for name in SPEED_OPTIONS),
     ),
 }
 COUNTING = ("settings", "inputs", "parents")

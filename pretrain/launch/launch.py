@@ -10,6 +10,7 @@ from typing import Any
 from pretrain.data.stream.sample_set import check_sets
 from pretrain.launch.continuing import TrainingRun, is_finished
 from pretrain.launch.nodes import Nodes
+from pretrain.launch.rank import PATIENCE_S
 from pretrain.launch.stage_run import StageRun, check_checkpoints, check_parent, check_run_folder
 from pretrain.launch.torchrun import (
     ALONE,
@@ -22,6 +23,7 @@ from pretrain.launch.torchrun import (
     read_state,
     run_ranks,
 )
+from pretrain.launch.training_lock import alone
 from pretrain.progress import StageProgress
 from pretrain.recipe import PretrainConfig
 from pretrain.storage import move_aside
@@ -85,8 +87,8 @@ def train_run(
     port: torchrun's rendezvous port on a single node, 0 = any free one. nodes: the first of several calls
     this, the others `join_stage`. restart: move aside what is there. A finished stage is returned at once,
     one that is asked for more steps goes on. module: what each rank runs. describe: of a log row, for the
-    terminal. Raises ValueError, FileNotFoundError or OSError in one line;
-    out/log.txt has the rest.
+    terminal. Another command at work in the folder is waited for as long as it may take to end when it was
+    killed. Raises ValueError, FileNotFoundError or OSError in one line; out/log.txt has the rest.
     """
     config, stage = run.config, run.stage
     config.local_batch(nproc * nodes.count)
@@ -94,16 +96,17 @@ def train_run(
     check_sets(run.latents, config.stage(stage), run.places)
     if port and nodes.count == 1:
         check_port(port)
-    if restart:
-        set_aside(run)
-    check_checkpoints(run)
-    check_run_folder(run)
-    if done := finished(run.out):
-        return done
-    run.save()
-    progress = StageProgress(stage, config.stage(stage).steps, describe)
-    code = run_ranks(module, run.out, nproc, port, progress, nodes)
-    return outcome(run.out, code)
+    with alone(run.out, patience_s=PATIENCE_S):
+        if restart:
+            set_aside(run)
+        check_checkpoints(run)
+        check_run_folder(run)
+        if done := finished(run.out):
+            return done
+        run.save()
+        progress = StageProgress(stage, config.stage(stage).steps, describe)
+        code = run_ranks(module, run.out, nproc, port, progress, nodes)
+        return outcome(run.out, code)
 
 
 TRAINING = (

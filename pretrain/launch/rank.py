@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -56,6 +57,24 @@ def _is_orphan() -> bool:
         return False
 
 
+def wait_for_ranks(out: Path, patience_s: float = PATIENCE_S) -> None:
+    """Wait until no ranks write into a folder, for a command that is about to look at it or to move it.
+
+    Raises ValueError in one line where they do not end.
+    """
+    with suppress(OSError):
+        file = os.open(out / LOG, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if _lock(file, 0.0):
+                return
+            print(f"{out}: waits for the ranks of an earlier start to end", file=sys.stderr, flush=True)
+            if _lock(file, patience_s):
+                return
+        finally:
+            os.close(file)
+        raise ValueError(f"{out}: ranks of an earlier start are still at work here; end them, then run again")
+
+
 def _hold(path: Path, patience_s: float) -> bool:
     """Lock a file as long as this process lives; False where another holds it for longer than that."""
     try:
@@ -63,6 +82,11 @@ def _hold(path: Path, patience_s: float) -> bool:
     except OSError:  # started by hand, without a log
         return True
     _held.append(file)
+    return _lock(file, patience_s)
+
+
+def _lock(file: int, patience_s: float) -> bool:
+    """Lock an open file, or say that another process holds it for longer than that."""
     end = time.monotonic() + patience_s
     while True:
         try:

@@ -14,7 +14,13 @@ import torch.distributed as dist
 from torch.distributed.checkpoint import state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torchtitan.components.checkpoint import AsyncMode, CheckpointManager, ModelWrapper
+from torchtitan.components.checkpoint import (
+    LR_SCHEDULER,
+    OPTIMIZER,
+    AsyncMode,
+    CheckpointManager,
+    ModelWrapper,
+)
 from torchtitan.tools.logging import logger
 
 from pretrain.config import one_line
@@ -23,6 +29,7 @@ from pretrain.recipe import CheckpointConfig
 from pretrain.storage import is_file, is_remote, remove_file, remove_folder
 from pretrain.titan.checkpoint_times import CheckpointTimes
 from pretrain.titan.lost_peers import of_lost_peers
+from pretrain.titan.optimizer_states import OptimizerMoments, ScheduleSteps
 from pretrain.titan.safe_dcp import SafeReader, load_states
 from pretrain.titan.store_dcp import StoreReader, StoreWriter
 
@@ -45,6 +52,8 @@ class Checkpoints(CheckpointManager):
     def __init__(self, place: Path, config: CheckpointConfig, **parts: Any) -> None:
         super().__init__(base_folder=str(place), sd_adapter=None, **parts)
         self.states["model"] = TrainedWeights(parts["model_parts"])
+        self.states[OPTIMIZER] = OptimizerMoments(parts["optimizers"])
+        self.states[LR_SCHEDULER] = ScheduleSteps(parts["lr_schedulers"])
         self.place, self.config = place, config
         # pending: being written while training goes on; a later save waits for it
         self.newest = self.pending = 0
@@ -52,7 +61,10 @@ class Checkpoints(CheckpointManager):
 
     @torch.no_grad()
     def load(self, step: int = -1) -> bool:
-        """The newest complete state, if any. Raises OSError where the place cannot be read."""
+        """The newest complete state, if any: weights, moments and position; settings stay as configured.
+
+        Raises OSError where the place cannot be read.
+        """
         steps = complete_steps(self.place)
         if not steps:
             return False

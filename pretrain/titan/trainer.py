@@ -32,6 +32,7 @@ from pretrain.randomness import stable_hash
 from pretrain.titan.checkpoints import Checkpoints
 from pretrain.titan.ema import Ema
 from pretrain.titan.job_config import TRAIN_SPEC, job_config
+from pretrain.titan.optimizer_states import set_rates
 from pretrain.titan.policy import StepGuard
 from pretrain.titan.profiling import StepProfiler
 from pretrain.titan.step_flops import batch_flops
@@ -128,8 +129,12 @@ class PretrainTrainer(Trainer):
             signal.signal(number, lambda *_: setattr(self, "stop_requested", True))
 
     def resume(self) -> int:
-        """Load the newest finished checkpoint, if any; returns its step (0 = none)."""
-        self.checkpointer.load(step=-1)
+        """Load the newest finished checkpoint, if any; returns its step (0 = none).
+
+        The next step has the learning rate of this configuration's schedule.
+        """
+        if self.checkpointer.load(step=-1) and not self.finished:
+            set_rates(self.lr_schedulers)
         return self.step
 
     def write_seed(self) -> None:

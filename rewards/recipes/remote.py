@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rewards.base import Reward
+from rewards.patience import PATIENCE_S
 from rewards.recipes.base import SPEED_ONLY, Shared
 
 
@@ -14,6 +15,7 @@ class RemoteOptions:
     """Which reward of which service.
 
     `token_file` holds the bearer token, else it is $NAVA_API_TOKEN. `turned`: values are negated.
+    `patience_s`: how long a service that has answered before is asked again while it is away.
     """
 
     reward: str = ""
@@ -23,6 +25,7 @@ class RemoteOptions:
     timeout_s: float = field(default=330.0, metadata=SPEED_ONLY)
     num_tries: int = field(default=4, metadata=SPEED_ONLY)
     concurrency: int = field(default=8, metadata=SPEED_ONLY)
+    patience_s: float = field(default=PATIENCE_S, metadata=SPEED_ONLY)
 
 
 def remote(options: RemoteOptions, shared: Shared) -> Reward:
@@ -50,4 +53,5 @@ def _remote(options: RemoteOptions, name: str, measure_only: bool) -> Reward:
         concurrency=options.concurrency,
         turned=options.turned,
         measure_only=measure_only,
+        patience_s=options.patience_s,
     )

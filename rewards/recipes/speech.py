@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from rewards.base import Reward
 from rewards.devices import device_for
+from rewards.patience import PATIENCE_S
 from rewards.recipes.base import SPEED_ONLY, ParkedOptions, Shared, needed
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ class EndpointOptions:
     """An OpenAI-compatible server; the token is read from the environment variable `token_variable`.
 
     `language` is that of the texts ("" = found by the server). `normalizer` is a Whisper model's
-    normalizer.json, which scoring normalised_english needs.
+    normalizer.json, which scoring normalised_english needs. `patience_s`: how long a server that has answered
+    before is asked again while it is away.
     """
 
     base_url: str = ""
@@ -67,6 +69,7 @@ class EndpointOptions:
     normalizer: Path | None = None
     token_variable: str = field(default="", metadata=SPEED_ONLY)
     concurrency: int = field(default=8, metadata=SPEED_ONLY)
+    patience_s: float = field(default=PATIENCE_S, metadata=SPEED_ONLY)
 
 
 def wer_pocketsphinx(options: PocketSphinxOptions, shared: Shared) -> Reward:
@@ -117,6 +120,7 @@ def wer_endpoint(options: EndpointOptions, shared: Shared) -> Reward:
         language=options.language,
         token_variable=options.token_variable,
         concurrency=options.concurrency,
+        patience_s=options.patience_s,
     )
     return WordErrorRate(transcriber, _scoring(options.scoring, options.normalizer, "wer_endpoint"))
 

@@ -6,9 +6,9 @@ import io
 import json
 import re
 import wave
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -20,8 +20,8 @@ from rewards.http import (
     exchange,
     form,
     token_of,
-    tries,
 )
+from rewards.patience import PATIENCE_S, Patience, PatientBatch
 from rewards.sound import SAMPLE_RATE_HZ
 
 RETRIED = (408, 429, 500, 502, 503, 504)
@@ -35,7 +35,8 @@ class EndpointTranscriber:
     itself is in no attribute, log or message, and redirects are refused so that it reaches no other host.
     `timeout_s` is for a whole try; an answer without an end is not asked for again.
     Raises ValueError in one line for a wrong address or an unset variable, and ConnectionError in one line
-    for a clip that fails after `num_tries` tries.
+    for a clip that fails after `num_tries` tries, and where the server has answered before, `patience_s`
+    seconds (`rewards.patience`).
     """
 
     base_url: str
@@ -47,11 +48,15 @@ class EndpointTranscriber:
     num_tries: int = 4
     # before the second attempt, doubled for each further one; a longer Retry-After wins
     backoff_s: float = 0.5
+    patience_s: float = PATIENCE_S
+    _patience: Patience = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_address(self.base_url, "base_url")
         if self.concurrency < 1 or self.num_tries < 1:
             raise ValueError(f"concurrency {self.concurrency}, num_tries {self.num_tries}: at least 1 each")
+        patience = Patience(self.patience_s, self.num_tries, self.backoff_s, self.url, "server")
+        object.__setattr__(self, "_patience", patience)
 
     @property
     def name(self) -> str:
@@ -64,14 +69,20 @@ class EndpointTranscriber:
 
     def transcribe(self, waveforms: Sequence[np.ndarray]) -> list[str]:
         """Texts of float32 [N] 16 kHz sounds, in order; the first failed clip ends the batch."""
-        token = token_of(self.token_variable)
+        token, batch = token_of(self.token_variable), PatientBatch(self._patience)
         pool = ThreadPoolExecutor(self.concurrency)
         try:
-            return list(pool.map(lambda sound: self._ask(_wav(sound), token), waveforms))
+            return list(pool.map(lambda sound: batch.call(self._once(_wav(sound), token)), waveforms))
         finally:
+            batch.ended = True
             pool.shutdown(cancel_futures=True)
 
-    def _ask(self, sound: bytes, token: str) -> str:
+    def interrupt(self) -> None:
+        """Wait no longer for a server that is away, now and later; safe in a signal handler."""
+        self._patience.interrupted = True
+
+    def _once(self, sound: bytes, token: str) -> Callable[[], str]:
+        """What asks once."""
         fields = {"model": self.model, "response_format": "json", "temperature": "0"}
         fields |= {"language": self.language} if self.language else {}
         content_type, body = form(fields, {"file": ("clip.wav", sound, "audio/wav")})
@@ -85,7 +96,7 @@ class EndpointTranscriber:
                 raise ConnectionError(f"{self.url}: {reason}; check model {self.model!r}, token and server")
             return _text_of(answer.content, token)
 
-        return tries(once, self.num_tries, self.backoff_s, self.url, "server")
+        return once
 
 
 def _text_of(answer: bytes, token: str) -> str:

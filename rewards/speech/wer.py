@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jiwer
 import numpy as np
 
-from rewards.base import Unscorable, score_prepared
+from rewards.base import Interruptible, Unscorable, score_prepared
 from rewards.sound import mono_16khz
 from rewards.speech.scoring import DEFAULT, WerConvention
 from rewards.speech.scripts import named, scripts, scripts_of
@@ -33,6 +33,11 @@ class WordErrorRate:
         """NaN with a reason without speech text or usable sound, for a text that the scoring cannot count or
         the recogniser cannot hear, and for an answer in the script of another language (`other_language`)."""
         return score_prepared(clips, self._prepare, self._score)
+
+    def interrupt(self) -> None:
+        """Wait no longer for a server that transcribes; safe in a signal handler."""
+        if isinstance(self.transcriber, Interruptible):
+            self.transcriber.interrupt()
 
     def _prepare(self, clip: Clip) -> tuple[str, np.ndarray]:
         reference = " ".join(clip.spans)

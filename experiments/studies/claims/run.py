@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -89,7 +90,8 @@ def study_claims(
     units = ClaimUnits(
         recipe.claims, recipe.generate, trainings, inputs["model"], {**scored, "metrics": [*metrics]}
     )
-    with study.tracked():
+    # the page can be made while another command trains
+    with nullcontext() if only_page else study.alone(), study.tracked():
         if not only_page:
             _run(study, units, asked, metrics, model)
         trained = {

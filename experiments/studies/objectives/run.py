@@ -61,7 +61,7 @@ def study_objectives(sections: Sections, layout: Layout, ranks: int, root: Path 
     runs = {arm.label: aligner.run_of(arm) for arm in arms}
     by_label = {arm.label: arm for arm in arms}
     hint = "the other arms are kept: mend it or leave it out (objectives.arms) and start again"
-    with study.tracked():
+    with study.alone(), study.tracked():
         run_each(study.name, list(runs.values()), lambda run: aligner.run(run, by_label[run.label]), hint)
         results = {label: run.read() for label, run in runs.items()}
         found = {

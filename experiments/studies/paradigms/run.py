@@ -64,7 +64,7 @@ def study_paradigms(recipe: StudyRecipe, layout: Layout, judge: Path, root: Path
     measured = (config.num_prompts, config.score_after, *added)
     mark = mark_of(inputs, to_json(recipe.generate), *measured)
     runs = [run_of(training, folder / "runs", inputs, mark) for training in plan.trainings]
-    with study.tracked():
+    with study.alone(), study.tracked():
         bank = None if all(run.finished for run in runs) else voices_of(layout.corpus)
         metrics = {**metrics_with(network), **added}
         scoring = Scoring(metrics, layout, config.recognizer_processes, network, bank)
