@@ -27,11 +27,13 @@ if TYPE_CHECKING:
 def run_stage(
     stage: str, job: StageJob, go_on: bool | None = None, notes: Mapping[str, str] | None = None
 ) -> None:
-    """Run one stage as a tracked run. Raises ValueError for an unknown stage, naming the nearest one.
+    """Run one stage as a tracked run. Raises ValueError for an unknown stage, naming the nearest one, and
+    FileNotFoundError or ValueError where `check_inputs` does, before there is a run.
 
     go_on, notes: of a training, as `experiments.runs.run.tracked` has them.
     """
     check_stage(stage)
+    check_inputs(stage, job)
     config, resume = config_of(stage, job.recipe), is_training(stage)
     reads = inputs_read(stage, job)
     with tracked(
@@ -82,6 +84,13 @@ def params_shown(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
 def check_stage(stage: str) -> None:
     if stage not in STAGES:
         raise ValueError(f"unknown stage {stage!r}; {nearest(stage, STAGES)}")
+
+
+def check_inputs(stage: str, job: StageJob) -> None:
+    """Raises FileNotFoundError or ValueError in one line where what a stage reads is not there, for those
+    whose module can tell (`check_inputs`)."""
+    if check := getattr(importlib.import_module(module_of(stage)), "check_inputs", None):
+        check(job)
 
 
 def _work(stage: str, job: StageJob, tracker: SpoolTracker) -> None:

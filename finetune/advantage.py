@@ -63,8 +63,8 @@ class AdvantageConfig:
     routed: False gives both modalities the full sum; whiten: each modality's sum to mean 0 and deviation 1
     over the round; min_spread: rewards of a group within this range count as equal, in the reward's unit;
     eps: added to deviations. std: what a reward's distance from its group's mean is divided by: the deviation
-    within the group, or the one pooled over all groups, so that a group whose clips are nearly alike counts
-    less than one that fails and succeeds. Raises ValueError on others.
+    within the group, or the one pooled over the groups that the reward applies to, so that a group whose
+    clips are nearly alike counts less than one that fails and succeeds. Raises ValueError on others.
     """
 
     routed: bool = True
@@ -191,16 +191,23 @@ def _totals(
 ) -> tuple[Tensor, Tensor]:
     """(weighted sum [B] of one modality's normalised rewards, groups with contrast [G]).
 
-    lowest [B] bool: clips that get the lowest sum of their group's scored ones. A group in which that leaves
-    all sums equal has no contrast.
+    lowest [B] bool: clips that get the lowest sum of their group's scored ones; the group's mean is then
+    taken off again, because advantages compare the clips of one prompt and not prompts. A group in which all
+    sums are equal has no contrast.
     """
     total = torch.zeros(len(scored), dtype=torch.float64, device=scored.device)
     for weight, normalised in used:
         total = total + weight * normalised
-    least = cells.reduced(torch.where(scored, total, torch.inf), "amin", torch.inf)
-    total = torch.where(lowest & scored, least[cells.index], total)
+    lowest = lowest & scored
+    least = cells.of_clips(torch.where(scored, total, torch.inf), "amin", torch.inf)
+    total = torch.where(lowest, least, total)
+    mean = cells.of_clips(torch.where(scored, total, 0.0), "sum")
+    mean = mean / cells.of_clips(scored.double(), "sum").clamp_min(1)
+    # only where it moved: elsewhere it is 0 but for rounding
+    total = torch.where(cells.of_clips(lowest.double(), "amax") > 0, total - mean, total)
     top = cells.reduced(torch.where(scored, total, -torch.inf), "amax", -torch.inf)
-    return total, top - least > ROUNDING * sum(weight for weight, _ in used)
+    low = cells.reduced(torch.where(scored, total, torch.inf), "amin", torch.inf)
+    return total, top - low > ROUNDING * sum(weight for weight, _ in used)
 
 
 def _whitened(total: Tensor, counted: Tensor, config: AdvantageConfig) -> Tensor:

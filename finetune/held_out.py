@@ -17,11 +17,11 @@ from finetune.judges import Change, coverage_changes, judge_changes, listed
 from finetune.progress import AlignProgress
 from finetune.recipe import RubricConfig
 
-Values = Sequence[float | None]  # a reward's, one per prompt, None where it could not score the clip
+PromptValues = Sequence[float | None]  # a reward's, one per prompt, None where it could not score the clip
 
 
 @dataclass(frozen=True)
-class Comparison:
+class HeldOutChange:
     """A scoring beside the first one."""
 
     total: float  # weighted sum of the rewards' changes, in deviations over the prompts at the first scoring
@@ -31,7 +31,7 @@ class Comparison:
     coverage: Mapping[str, Change]  # of the share of prompts that a judge could score
 
 
-def compare(progress: AlignProgress, scores: RoundScores, rubric: RubricConfig) -> Comparison:
+def compare(progress: AlignProgress, scores: RoundScores, rubric: RubricConfig) -> HeldOutChange:
     """The scoring beside the first one, which `progress` keeps from here on.
 
     Prompts are paired by id, so neither the order of ranks nor a reward that began to score later matters.
@@ -47,7 +47,7 @@ def compare(progress: AlignProgress, scores: RoundScores, rubric: RubricConfig) 
     place = {prompt: index for index, prompt in enumerate(ids)}
     both = [prompt in place for prompt in progress.prompts]
 
-    def ordered(values: Mapping[str, Values]) -> dict[str, list[float | None]]:
+    def ordered(values: Mapping[str, PromptValues]) -> dict[str, list[float | None]]:
         prompts = progress.prompts
         return {
             name: [some[place[prompt]] if prompt in place else None for prompt in prompts]
@@ -66,10 +66,10 @@ def compare(progress: AlignProgress, scores: RoundScores, rubric: RubricConfig) 
         total += route.weight * moved
     first = {name: _kept(values, both) for name, values in progress.judged.items()}
     judged = {name: _kept(values, both) for name, values in judged.items()}
-    return Comparison(total, lost, judge_changes(first, judged), coverage_changes(first, judged))
+    return HeldOutChange(total, lost, judge_changes(first, judged), coverage_changes(first, judged))
 
 
-def paired_change(first: Values, now: Values) -> tuple[float, float]:
+def paired_change(first: PromptValues, now: PromptValues) -> tuple[float, float]:
     """(mean change over the prompts that were scored at first, share of them that are not scored now).
 
     A prompt that lost its score counts as the worst value that any of them had, then or now: it never raises
@@ -83,7 +83,7 @@ def paired_change(first: Values, now: Values) -> tuple[float, float]:
     return statistics.fmean(moved), sum(after is None for _, after in pairs) / len(pairs)
 
 
-def unit(first: Values, min_spread: float) -> float:
+def unit(first: PromptValues, min_spread: float) -> float:
     """What a reward's changes are divided by: the deviation over the prompts at the first scoring.
 
     Where they are alike (within min_spread, as the only prompt is), nothing is known of the reward's scale:
@@ -103,7 +103,7 @@ def change_of_means(values: Tensor, before: float, spread: float) -> float:
 
 
 def _moved(
-    progress: AlignProgress, name: str, now: Values, both: Sequence[bool], min_spread: float
+    progress: AlignProgress, name: str, now: PromptValues, both: Sequence[bool], min_spread: float
 ) -> tuple[float, float]:
     """(change of a reward in deviations, share lost); keeps its first values. 0 and 1 where it has none."""
     if name not in progress.rewarded:
@@ -131,7 +131,7 @@ def _take_prompts(progress: AlignProgress, ids: list[int]) -> None:
         progress.prompts = ids
 
 
-def _check_scored(rewards: Mapping[str, Values], reasons: Mapping[str, str]) -> None:
+def _check_scored(rewards: Mapping[str, PromptValues], reasons: Mapping[str, str]) -> None:
     for name, values in rewards.items():
         if values and all(value is None for value in values):
             raise ValueError(
@@ -141,5 +141,5 @@ def _check_scored(rewards: Mapping[str, Values], reasons: Mapping[str, str]) -> 
             )
 
 
-def _kept(values: Values, which: Sequence[bool]) -> list[float | None]:
+def _kept(values: PromptValues, which: Sequence[bool]) -> list[float | None]:
     return [value for value, keep in zip(values, which, strict=True) if keep]

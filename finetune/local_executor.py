@@ -74,8 +74,8 @@ class LocalExecutor:
         row_of_clip = [row for row in rows for _ in range(plan.clips_per_prompt)]
         self.clips, own = [clips], self._part(len(row_of_clip))
         batch_scores = [(clips.video[own], clips.audio[own], row_of_clip[own])] if row_of_clip[own] else []
-        scores, means = self.scoring.score(batch_scores)
-        return self._gathered(clips.groups[own], scores, means), {
+        scores, means, reasons = self.scoring.score(batch_scores)
+        return self._gathered(clips.groups[own], scores, means, reasons), {
             "rollout": made - start,
             "score": time.perf_counter() - made,
         }
@@ -101,12 +101,12 @@ class LocalExecutor:
             for (video, audio, rows), part in zip(whole, parts, strict=True)
             if rows[part]
         ]
-        scores, means = self.scoring.score(batches, held_out=True)
+        scores, means, reasons = self.scoring.score(batches, held_out=True)
         if self.ranks.rank == 0:
             filled = [batch for batch in whole if batch[2]]
             self.written = self._write(filled, self.learner.run.out / SAMPLES / f"round-{rounds}")
         groups = torch.cat([clips.groups[part] for clips, part in zip(own, parts, strict=True)])
-        return self._gathered(groups, scores, means, self.config.rubric.watched)
+        return self._gathered(groups, scores, means, reasons, self.config.rubric.watched)
 
     def take_written(self) -> list[Path]:
         written, self.written = self.written, []
@@ -142,6 +142,7 @@ class LocalExecutor:
         groups: Tensor,
         scores: Sequence[Scores],
         means: Mapping[str, float],
+        reasons: Mapping[str, str],
         judges: Sequence[str] = (),
     ) -> RoundScores:
         """Scores of all ranks' clips; groups [n] of this rank's, n may differ between ranks."""
@@ -159,7 +160,7 @@ class LocalExecutor:
             whole(groups),
             {name: column(some.values[name] for some in scores) for name in self.config.rubric.routes()},
             means,
-            {name: why for some in scores for name, why in some.reasons.items()},
+            reasons,
             {name: column(some.judges[name] for some in scores) for name in judges},
         )
 

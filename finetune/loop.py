@@ -113,7 +113,7 @@ class Alignment:
     def _begin_next_phase(self) -> None:
         progress = self.progress
         progress.phase += 1
-        progress.phase_rounds = progress.without_better = 0
+        progress.phase_rounds = progress.without_better = progress.flat_rounds = 0
         if not self.finished:
             self.executor.begin_phase(progress.phase)
 
@@ -130,6 +130,7 @@ class Alignment:
         Raises ValueError after too many rounds without contrast.
         """
         if scores is None:
+            self.progress.flat_rounds = 0  # given batches always teach
             return None, dict(objective.given_facts())
         progress, routes = self.progress, self.config.rubric.routes()
         whole = advantages(

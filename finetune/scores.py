@@ -99,8 +99,9 @@ class RankScoring:
 
     def score(
         self, batches: Sequence[Batch], held_out: bool = False
-    ) -> tuple[list[Scores], dict[str, float]]:
-        """This rank's scores of each batch and the means over all ranks; of held-out prompts the judges' too.
+    ) -> tuple[list[Scores], dict[str, float], dict[str, str]]:
+        """This rank's scores of each batch, and over all ranks the means and why some clip has no value of a
+        reward (the first rank's reason); of held-out prompts the judges' too.
 
         Raises Stopped after a signal unless `held_out`, ValueError if a reward failed on any rank.
         """
@@ -110,8 +111,11 @@ class RankScoring:
             scores = [self.scorer.score(*batch, held_out) for batch in batches]
         except Exception as failed:  # caught here so that the other ranks do not wait in the gather forever
             error = one_line(failed)
-        answers = self.agree(error, json.dumps([summed(some) for some in scores]), not held_out)
-        return scores, means([sums for answer in answers for sums in json.loads(answer)])
+        reasons = {name: why for some in reversed(scores) for name, why in some.reasons.items()}
+        text = json.dumps([[summed(some) for some in scores], reasons])
+        answers = [json.loads(answer) for answer in self.agree(error, text, not held_out)]
+        everywhere = {name: why for _, found in reversed(answers) for name, why in found.items()}
+        return scores, means([sums for found, _ in answers for sums in found]), everywhere
 
     def agree(self, error: str = "", text: str = "{}", stoppable: bool = True) -> list[str]:
         """Every rank's text, in rank order; raises as `score` does."""

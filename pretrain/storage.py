@@ -155,17 +155,6 @@ def remove_folder(path: Path) -> None:
             return
 
 
-def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder; links count themselves. Raises OSError."""
-    if is_remote(path):
-        with named_errors(path):
-            found: Any = _store(path).find(_key(path), detail=True)
-        return sum(int(info.get("size") or 0) for info in found.values())
-    if path.is_dir() and not path.is_symlink():
-        return sum(size_of(child) for child in path.iterdir())
-    return path.lstat().st_size
-
-
 def trash_of(path: Path) -> Path:
     """Where `path` goes when it must make room: `.trash` of the nearest folder above it that holds one, or
     runs (`tracking`), else of the folder that it lies in."""

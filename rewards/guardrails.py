@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from rewards.base import Unscorable
 from rewards.channels import one_channel
 from rewards.lips import LUMA
 from rewards.loudness import lufs, rms_dbfs
+from rewards.pictures import rgb_frames
 from rewards.sound import SAMPLE_RATE_HZ, mono_16khz
 from rewards.types import Clip
 
@@ -59,8 +61,8 @@ def measure_guardrails(clip: Clip) -> dict[str, float]:
     of samples at or above 99.9 % of full scale.
     """
     found = dict.fromkeys(BOUNDS, math.nan)
-    if clip.frames is not None and len(clip.frames) > 1:
-        found["motion"] = motion(clip.frames)
+    with suppress(Unscorable):
+        found["motion"] = motion(rgb_frames(clip))
     mono = _mono(clip)
     if mono is None:
         return found
@@ -118,6 +120,7 @@ def _mono(clip: Clip) -> np.ndarray | None:
     if (
         waveform is None
         or not waveform.size
+        or waveform.ndim > 2
         or not np.issubdtype(waveform.dtype, np.floating)
         or not np.isfinite(waveform).all()
     ):

@@ -17,9 +17,8 @@ LENGTH_GAP_S, LENGTH_GAP_SHARE = (
 )  # two AAC frames of padding stay below; a wrong frame rate in the header does not
 
 
-def visible_frames(clip: Clip) -> np.ndarray:
-    """uint8 [T, H, W, 3]. Raises Unscorable for no frames, fewer than 2, other shapes or types, and when most
-    frames are black."""
+def rgb_frames(clip: Clip) -> np.ndarray:
+    """uint8 [T, H, W, 3]. Raises Unscorable for no frames, fewer than 2, and other shapes or types."""
     if clip.frames is None or len(clip.frames) == 0:
         raise Unscorable("no frames")
     frames = np.asarray(clip.frames)
@@ -27,6 +26,12 @@ def visible_frames(clip: Clip) -> np.ndarray:
         raise Unscorable(f"frames must be uint8 [T, H, W, 3] RGB, got {frames.dtype} {list(frames.shape)}")
     if len(frames) < 2:
         raise Unscorable("1 frame, at least 2 are needed")
+    return frames
+
+
+def visible_frames(clip: Clip) -> np.ndarray:
+    """uint8 [T, H, W, 3]. Raises Unscorable as `rgb_frames`, and when most frames are black."""
+    frames = rgb_frames(clip)
     black = int((frames.reshape(len(frames), -1).max(axis=1) < BLACK).sum())
     if black * 2 > len(frames):
         raise Unscorable(f"black: {black} of {len(frames)} frames stay below level {BLACK}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from fractions import Fraction
 from typing import Any
 
@@ -57,6 +58,8 @@ def _mp4(frames: np.ndarray, fps: float) -> bytes:
 
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
         raise ValueError(f"frames must be uint8 [T, H, W, 3], got {frames.dtype} {list(frames.shape)}")
+    if not (math.isfinite(fps) and fps > 0):
+        raise ValueError(f"{fps} frames per second")
     with io.BytesIO() as file:
         with av.open(file, "w", format="mp4") as container:
             options = {"qp": "0", "preset": "ultrafast", "bf": "0", "threads": "1"}
@@ -79,6 +82,8 @@ def _wav(samples: np.ndarray, rate_hz: int) -> bytes:
     samples = np.asarray(samples)
     if not np.issubdtype(samples.dtype, np.floating) or samples.ndim not in (1, 2) or not samples.size:
         raise ValueError(f"sound must be floats [N] or [C, N], got {samples.dtype} {list(samples.shape)}")
+    if rate_hz < 1:
+        raise ValueError(f"{rate_hz} samples per second")
     with io.BytesIO() as file:
         soundfile.write(file, samples.T.astype(np.float32), rate_hz, subtype="FLOAT", format="WAV")
         return file.getvalue()
@@ -87,6 +92,10 @@ def _wav(samples: np.ndarray, rate_hz: int) -> bytes:
 def _png(picture: np.ndarray) -> bytes:
     from PIL import Image
 
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+        raise ValueError(
+            f"the first frame must be uint8 [H, W, 3] RGB, got {picture.dtype} {list(picture.shape)}"
+        )
     with io.BytesIO() as file:
         Image.fromarray(picture).save(file, "PNG")
         return file.getvalue()

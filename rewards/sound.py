@@ -32,6 +32,8 @@ def mono(clip: Clip, rate_hz: int) -> np.ndarray:
     if not np.issubdtype(np.asarray(clip.waveform).dtype, np.floating):
         raise Unscorable(f"{np.asarray(clip.waveform).dtype} samples; scale them to floats in -1..1")
     waveform = np.asarray(clip.waveform, dtype=np.float32)
+    if waveform.ndim == 2 and not len(waveform):
+        raise Unscorable("no sound (0 channels)")
     if not np.isfinite(waveform).all():
         raise Unscorable(
             f"{int((~np.isfinite(waveform)).sum())} of {waveform.size} samples are NaN or infinite"

@@ -31,7 +31,8 @@ GROUPS = torch.tensor([0] * 4 + [1] * 4)
 @settings(deadline=None)
 @given(VALUES, st.integers(-40, 40), st.sampled_from(["lowest", "nan"]))
 def test_floors_follow_the_rule_of_the_rubric(values, floor, below):
-    """Without whitening a group's advantages are the rubric's totals, but for sample and population std."""
+    """Without whitening a group's advantages are the rubric's totals less their mean, but for sample and
+    population std."""
     rewards, least = tensors(values), floor / 7 + 1e-3
     routes = {
         "a": Route(modality="both", floor=Floor(floor=least, below=below)),
@@ -51,7 +52,21 @@ def test_floors_follow_the_rule_of_the_rubric(values, floor, below):
             continue
         assert (valid == kept).all() and not mine[~kept].any()
         count = int(kept.sum())
-        np.testing.assert_allclose(mine[kept], theirs[kept] * math.sqrt((count - 1) / count), atol=1e-4)
+        expected = (theirs[kept] - theirs[kept].mean()) * math.sqrt((count - 1) / count)
+        np.testing.assert_allclose(mine[kept], expected, atol=1e-4)
+
+
+@settings(deadline=None)
+@given(VALUES, st.integers(-40, 40), st.booleans(), st.sampled_from(["lowest", "nan"]))
+def test_a_floor_moves_no_advantage_from_one_prompt_to_another(values, floor, whiten, below):
+    """Clips pushed to the bottom of one group raise no clip of a group without them."""
+    routes = {
+        "a": Route(modality="audio", floor=Floor(floor=floor / 7 + 1e-3, below=below)),
+        "b": Route(modality="both"),
+    }
+    found = advantages(tensors(values), GROUPS, routes, AdvantageConfig(whiten=whiten))
+    for column in (found.video, found.audio):
+        torch.testing.assert_close(column.view(2, 4).sum(1), torch.zeros(2), atol=1e-4, rtol=0)
 
 
 @settings(deadline=None)

@@ -150,10 +150,10 @@ def test_a_run_from_an_adapter_holds_the_base_as_asked_and_refuses_other_shapes(
     check_lora(dataclasses.replace(lora, base="nf4"), default, folder)
     check_lora(LoraConfig(rank=64, alpha=128.0), LoraConfig(rank=64, alpha=128.0), folder)  # a recipe's own
     for name, value, said in (
-        ("rank", 64, "rank 64, but the adapter .* has 4,"),
+        ("rank", 64, "rank 64, but the adapter .* has 4;"),
         ("targets", ("heads",), r"targets \[heads\], but the adapter .* has \[self_attention, "),
-        ("alpha", 7.0, "alpha 7.0, but"),
-        ("rslora", True, "rslora true, but the adapter .* has false,"),
+        ("alpha", 7.0, "alpha 7.0, but the adapter .* has 8"),
+        ("rslora", True, "rslora true, but the adapter .* has false;"),
     ):
         with pytest.raises(ValueError, match=rf"align\.lora\.{said}.* set it to "):
             check_lora(dataclasses.replace(default, **{name: value}), default, folder)

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,14 @@ from experiments.alignment.inputs import align_run, pairs_and_clips
 from experiments.job import StageJob
 from experiments.layout import Layout
 from experiments.recipes.load import load_recipe
+from experiments.scoring.faults import FAILURES_IN_A_ROW, CarefulReward, RewardBroken
 from experiments.scoring.latents import AlignScorer, scorer_options
 from finetune.prompts import read_prompt_set
 from finetune.recipe import AlignConfig, RubricConfig, StopConfig
-from finetune.scores import Scores, means, summed
+from finetune.scores import RankScoring, Scores, means, summed
 from pretrain.prompt import PromptRow
 from rewards.base import unscored
-from rewards.types import Score
+from rewards.types import Clip, Score
 
 LATENTS = (48, 2, 2, 2), (128, 5)
 
@@ -59,6 +61,24 @@ class Broken:
         raise RuntimeError("out of memory\nat line 3")
 
 
+class Fussy:
+    """Raises on clips called as `on` says; 1 for the others."""
+
+    name = "fussy"
+
+    def __init__(self, on: str = "", error: Exception | None = None) -> None:
+        self.on, self.error = set(on.split()), error or RuntimeError("permute:\nno such axis")
+
+    def score(self, clips):
+        if any(clip.name in self.on for clip in clips):
+            raise self.error
+        return [Score(1.0) for _ in clips]
+
+
+def named(*names: str, prompt: str = "") -> list[Clip]:
+    return [Clip(None, 16_000, name=name, prompt=prompt or name) for name in names]
+
+
 def scorer(world: Path, weights: dict[str, float], **options) -> AlignScorer:
     return AlignScorer(str(world / "codec"), weights, options)
 
@@ -93,10 +113,62 @@ def test_latents_that_are_not_finite_have_no_score_and_harm_no_other_clip(world,
     torch.testing.assert_close(found[1:], whole[1:])
 
 
+def test_a_clip_that_a_reward_raises_on_has_its_reason_and_the_others_their_scores(world, rows, capsys):
+    name = "test_align_scorer:Fussy"
+    made = scorer(world, {name: 1.0}, **{name: {"on": "p1"}})
+    for _ in range(2):
+        found = made.score(*latents(), rows)
+        assert found.values[name].isnan().tolist() == [False, True, False]
+        assert found.reasons == {name: f"reward {name} failed on p1: RuntimeError: permute: no such axis"}
+    video, audio = latents()
+    assert made.score(video[1:2], audio[1:2], rows[1:2]).values[name].isnan().all()  # alone, but it works
+    assert capsys.readouterr().err.count("failed on p1") == 1
+    fresh = scorer(world, {name: 1.0}, **{name: {"on": "p1"}})
+    with pytest.raises(
+        ValueError, match=rf"^reward {name} failed on p1: RuntimeError: permute: no such axis$"
+    ):
+        fresh.score(video[1:2], audio[1:2], rows[1:2])  # nothing says that it works
+
+
+def test_a_reward_that_fails_on_clip_after_clip_or_for_the_machines_sake_is_broken():
+    bad = [f"x{index}" for index in range(FAILURES_IN_A_ROW)]
+    careful = CarefulReward("fussy", Fussy(" ".join(bad)))
+    assert [score.value for score in careful.score(named("a", "b"))] == [1.0, 1.0]
+    alike = careful.score(named(*bad, prompt="one prompt"))  # its conditions may be at fault
+    assert len(alike) == len(bad) and all("failed on x" in score.reason for score in alike)
+    assert careful.score(named("x0", "b"))[1].value == 1.0
+    for each in bad[:-1]:
+        assert careful.score(named(each))[0].reason
+    with pytest.raises(RewardBroken, match=f"reward fussy failed on {bad[-1]}: RuntimeError"):
+        careful.score(named(bad[-1]))
+    for error in (
+        ConnectionError("refused"),
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: device-side assert triggered"),
+    ):
+        careful = CarefulReward("fussy", Fussy("x", error))
+        careful.score(named("a"))
+        with pytest.raises(RewardBroken, match=r"reward fussy failed on 2 clips \(from a\)"):
+            careful.score(named("a", "x"))
+
+    class OnlyTogether(Fussy):
+        def score(self, clips):
+            if len(clips) > 1:
+                raise ValueError("shapes")
+            return super().score(clips)
+
+    with pytest.raises(
+        RewardBroken, match=r"2 clips at once \(from a\), on none of them alone: ValueError: shapes"
+    ):
+        CarefulReward("fussy", OnlyTogether()).score(named("a", "b"))
+
+
 def test_a_reward_that_raises_is_named_in_one_line(world, rows):
     with pytest.raises(
         ValueError,
-        match=r"^reward test_align_scorer:Broken failed on p0: RuntimeError: out of memory at line 3$",
+        match=r"^reward test_align_scorer:Broken failed on 3 clips \(from p0\): "
+        r"RuntimeError: out of memory at line 3$",
     ):
         scorer(world, {"test_align_scorer:Broken": 1.0}).score(*latents(), rows)
 
@@ -165,3 +237,17 @@ def test_what_alignment_needs_and_is_not_there_is_named_with_what_to_run(tmp_pat
     ):
         align_run(job)
     assert pairs_and_clips(dataclasses.replace(job, recipe=load_recipe("mini"))) == (None, None)
+
+
+class SecondOfTwo:
+    """Ranks of which the first has scored nothing, with a reason."""
+
+    def gathered_texts(self, text: str) -> list[str]:
+        other = [[{"reward/loudness": [3.0, 1]}], {"loudness": "nobody speaks"}]
+        return [json.dumps(["", False, json.dumps(other)]), text]
+
+
+def test_reasons_are_those_of_all_ranks():
+    scoring = RankScoring(None, SecondOfTwo())  # type: ignore[arg-type]
+    scores, found, reasons = scoring.score([])
+    assert (scores, found, reasons) == ([], {"reward/loudness": 3.0}, {"loudness": "nobody speaks"})

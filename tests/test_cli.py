@@ -77,6 +77,9 @@ def test_every_example_names_its_verb(verb):
         (["prompt", "check", "nowhere.jsonl"], "nowhere.jsonl"),
         (["lineage", "nowhere"], "nowhere"),
         (["tracking", "flush", "--out", "nowhere"], "nowhere"),
+        (["report", "--out", "nowhere"], "run `nava evaluate` first"),
+        (["evaluate", "--out", "nowhere"], "run `nava generate` on"),
+        (["votes", "--out", "nowhere"], "make the rollouts first"),
     ],
 )
 def test_a_wrong_input_is_one_line_and_exit_code_2(arguments, says, capsys, tmp_path, monkeypatch):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import finetune_world
 import pytest
 from test_continuing import flat_rate
 from titan_world import pretend_state, write_latents
@@ -20,6 +22,7 @@ from experiments.runs.run import marker_of, read_record
 from experiments.runs.tracker import SpoolTracker
 from experiments.runs.trackers import TrackingConfig
 from experiments.stages import run_where_needed, training_of
+from finetune.sft.config import BASE
 from pretrain.launch import continuing, launch
 from pretrain.launch.continuing import claim, verdict_of
 from pretrain.launch.stage_run import StageRun
@@ -148,3 +151,30 @@ def test_one_that_an_earlier_version_left_goes_on_and_its_model_is_moved_aside(j
     claim(run)
     assert launch.finished(run.out) is None and verdict_of(run).action == "resume"
     assert [path.name.startswith("pretrain_stage1-model") for path in job.layout.trash.iterdir()] == [True]
+
+
+@pytest.mark.parametrize("killed_after", [0, 1, 2], ids=lambda moved: f"{moved} moved")
+def test_an_extended_fine_tuning_keeps_its_shorter_adapter_in_the_trash(tmp_path, killed_after, monkeypatch):
+    world = finetune_world.write_world(tmp_path / "world")
+    run = finetune_world.finetune_run(world, tmp_path / "run", finetune_world.config(4), trash=tmp_path / "t")
+    pretend_state(run.out, 4)
+    for name in ("model", "adapter"):
+        (run.out / name).mkdir()
+        (run.out / name / "config.json").write_text(name)
+    (run.out / "state.json").write_text(json.dumps({"status": "finished", "step": 4, "steps": 4}))
+    wanted, move, moved = finetune_world.config(6), continuing.move_aside, []
+
+    def cut(path: Path, *given: Any) -> None:
+        if len(moved) == killed_after:
+            raise KeyboardInterrupt
+        moved.append(path)
+        move(path, *given)
+
+    longer = dataclasses.replace(run, finetune=wanted, config=wanted.as_pretraining("debug", {BASE: 1.0}))
+    with monkeypatch.context() as patched, suppress(KeyboardInterrupt):
+        patched.setattr(continuing, "move_aside", cut)
+        claim(longer)
+    claim(longer)
+    assert launch.finished(run.out) is None and not (run.out / "adapter").exists()
+    kept = [(path / "config.json").read_text() for path in (tmp_path / "t").iterdir()]
+    assert sorted(kept) == ["adapter", "model"]

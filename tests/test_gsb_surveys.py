@@ -91,6 +91,13 @@ def test_raters_without_a_survey_keep_their_names_beside_others(tmp_path):
     assert [vote.user_id for vote in read.votes] == ["ann", "ann", "3/rater-001"] and not read.warnings
 
 
+def test_clips_of_one_name_that_differ_are_warned_of(tmp_path):
+    rows = [row(user=user, left_sha256=digest, right_sha256="b") for user, digest in (("x", "a"), ("y", "c"))]
+    (said,) = read_votes(write(tmp_path / "v.jsonl", rows)).warnings
+    assert said.startswith("1 clips have several digests, the first is of 'ours' for case 'c'")
+    assert not read_votes(write(tmp_path / "v.jsonl", [rows[0], {**rows[0], "user_id": "y"}])).warnings
+
+
 @pytest.mark.parametrize("value", [True, ["a"], {"a": 1}, 1.5, " "])
 def test_a_survey_that_is_no_name_is_refused(tmp_path, value):
     with pytest.raises(ValueError, match=r":1 survey: expected a name"):

@@ -11,9 +11,10 @@ import torch
 from align_world import align_run, config, write_mixed, write_world
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_align_pairs import dpo
 
 from finetune.executor import RoundScores
-from finetune.held_out import Comparison, compare, paired_change, unit
+from finetune.held_out import HeldOutChange, compare, paired_change, unit
 from finetune.judges import alarms
 from finetune.launch import describe
 from finetune.loop import Alignment
@@ -36,7 +37,7 @@ def scores(warm: list[float], ear: list[float] | None = None, ids: list[int] | N
     return RoundScores(groups, {"warm": column(warm)}, {}, {"warm": "no voice is heard"}, judges)
 
 
-def compared(*scorings: RoundScores, progress: AlignProgress | None = None) -> Comparison:
+def compared(*scorings: RoundScores, progress: AlignProgress | None = None) -> HeldOutChange:
     """The last one beside the first; progress goes through a checkpoint between two."""
     progress = progress or AlignProgress()
     for each in scorings[:-1]:
@@ -244,3 +245,28 @@ def test_other_held_out_prompts_are_another_first_scoring():
     assert progress.best_total == 3.0
     assert compare(progress, scores([5.0, 6.0], ids=[7, 8]), RUBRIC).total == 0.0
     assert progress.prompts == [7, 8] and progress.best_total is None
+
+
+class FlatThenPairs(Scripted):
+    """Rollouts that nothing tells apart, then a phase of given batches."""
+
+    def __init__(self) -> None:
+        super().__init__([scores([0.0, 1.0]) for _ in range(4)])
+        self.learned: list[int] = []
+
+    def collect(self, place: int, index: int, first: int):
+        values = {"warm": torch.zeros(2, dtype=torch.float64)}
+        return (None if place else RoundScores(torch.tensor([0, 0]), values, {})), {}
+
+    def learn(self, place: int, index: int, advantage: object) -> dict[str, float]:
+        self.learned.append(index)
+        return {}
+
+
+def test_a_flat_round_at_the_end_of_a_phase_does_not_keep_the_next_one_from_learning(tmp_path):
+    made = config(("nft", "gsb_dpo"), phases={"gsb_dpo": dpo(rounds=2)}, max_flat_rounds=2, rubric=RUBRIC)
+    made = made.with_phase("nft", rounds=1)
+    executor = FlatThenPairs()
+    alignment = Alignment(align_run(tmp_path, tmp_path, made), executor, lambda row, step: None)  # type: ignore[arg-type]
+    alignment.resume()
+    assert alignment.run_rounds() == "finished" and executor.learned == [1, 2]

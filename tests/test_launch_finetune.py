@@ -1,5 +1,4 @@
-"""`nava launch ... --finetune.clips`: what is rendered reaches `nava finetune`, is looked for, and goes on after a
-preemption."""
+"""Launched fine-tunings reach `nava finetune` as they are asked for, and go on after a preemption."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ import pytest
 
 from pretrain.media.errors import MediaError
 from pretrain.media.limits import MediaLimits
+from pretrain.media.passing import PassingPictures
 from pretrain.media.read import Media, probe, read_media
 
 RATE = 16_000
@@ -227,3 +228,67 @@ def test_tags_of_any_bytes(tmp_path: Path) -> None:
     named = tmp_path / "name: %d.mp4"
     named.write_bytes((tmp_path / "b.mp4").read_bytes().replace(b"caXX", b"ca\xe9\xff"))
     assert len(shown(named)) == 4
+
+
+def passed(path: Path, fps: float = 24.0) -> tuple[np.ndarray, dict[str, float]]:
+    """The whole file by its passing pictures."""
+    passing = PassingPictures(path)
+    pictures = list(passing)
+    showing = passing.shown.stretch(float(passing.shown.times[0]), passing.shown.num_ticks(fps), fps)
+    return np.stack([pictures[index] for index in showing.index]), passing.shown.mended(showing)
+
+
+def with_bframes(stream: av.VideoStream) -> None:
+    stream.codec_context.max_b_frames = 2
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
+@pytest.mark.parametrize("lost", [range(0), range(10, 34)], ids=["whole", "hole"])
+def test_pictures_that_pass_are_shown_as_those_of_the_clip(tmp_path: Path, suffix: str, lost: range) -> None:
+    times = [time for time in range(48) if time not in lost]
+    frames = [np.full((32, 64, 3), 5 + 5 * time, np.uint8) for time in times]
+    path = write(tmp_path / f"a.{suffix}", frames, [1000 * time for time in times], prepare=with_bframes)
+    media = read_media(path, fps=24.0, want_audio=None)
+    assert media.frames is not None
+    levels = np.round((media.frames.mean((1, 2, 3)) - 5) / 5).astype(int).tolist()
+    assert levels[:48] == [max(time for time in times if time <= tick) for tick in range(48)]
+    assert len(levels) <= 49  # how long the last one is shown, mp4 guesses from the mean rate
+    found, mended = passed(path)
+    assert np.array_equal(found, media.frames) and mended == media.mended
+
+
+def test_pictures_without_a_picture_yet_are_not_shown(tmp_path: Path) -> None:
+    passing = PassingPictures(write(tmp_path / "a.mp4", [picture()] * 4))
+    with pytest.raises(RuntimeError, match="have not all passed"):
+        _ = passing.shown
+    next(iter(passing))
+    with pytest.raises(RuntimeError, match="have not all passed"):
+        _ = passing.shown
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "flv", "mp4"])
+def test_pictures_of_a_file_that_is_cut_off_are_refused_as_the_clip_is(tmp_path: Path, suffix: str) -> None:
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 255, (32, 64, 3), np.uint8) for _ in range(96)]
+    noise = rng.integers(-9999, 9999, (1, 4 * RATE)).astype(np.int16)
+    sounds = [(noise[:, at : at + 400], at) for at in range(0, 4 * RATE, 400)]
+    whole = write(tmp_path / f"a.{suffix}", frames, sounds=sounds if suffix != "mp4" else ())
+    content = whole.read_bytes()
+    assert len(passed(whole)[0]) == 96
+    short = tmp_path / f"short.{suffix}"
+    short.write_bytes(content[: len(content) * 6 // 10])
+    with pytest.raises(MediaError) as refused:
+        read_media(short, want_audio=None)
+    with pytest.raises(MediaError) as passing:
+        passed(short)
+    assert str(passing.value) == str(refused.value)
+
+
+def test_pictures_that_pass_need_no_memory_for_all_of_them(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mp4", [picture()] * 24)
+    limits = MediaLimits(decoded_bytes=3 * 32 * 64 * 2)
+    with pytest.raises(MediaError, match="when decoded"):
+        read_media(path, want_audio=None, limits=limits)
+    assert sum(1 for _ in PassingPictures(path, limits)) == 24
+    with pytest.raises(MediaError, match="when decoded"):
+        list(PassingPictures(path, MediaLimits(decoded_bytes=3 * 32 * 64 - 1)))

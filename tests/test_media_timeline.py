@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.media.timeline import STANDARD_FPS, increasing, nominal_rate, plan_sounds, show
+from pretrain.media.timeline import STANDARD_FPS, increasing, nominal_rate, plan_sounds, show, show_stretch
 
 RATES = st.sampled_from([12.0, 24000 / 1001, 24.0, 25.0, 30000 / 1001, 30.0, 60.0])
 
@@ -49,6 +49,60 @@ def test_every_tick_shows_the_picture_of_its_time(gaps: list[int], fps: float) -
     assert (showing.index <= begun).all() and (showing.index >= surely).all()
     assert (np.diff(showing.index) >= 0).all()
     assert abs(len(showing.index) - (times[-1] + 0.02) * fps) <= 0.5 or len(showing.index) == 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(gaps=st.lists(st.integers(1, 40), min_size=1, max_size=60), fps=RATES)
+def test_the_whole_file_as_one_stretch_is_the_whole_file(gaps: list[int], fps: float) -> None:
+    times = 3.0 + np.concatenate([[0.0], np.cumsum(np.array(gaps) / 100.0)])
+    whole = show(times, fps, 50.0, 0.02)
+    stretch = show_stretch(times, fps, 50.0, 0.02, float(times[0]), len(whole.index))
+    # what begins at the end of a stretch is not in it; the last picture of a whole file may begin there
+    late = times[whole.index] > times[0] + len(whole.index) / fps - 1e-6
+    assert stretch.index[~late].tolist() == whole.index[~late].tolist()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    gaps=st.lists(st.integers(1, 60), min_size=1, max_size=60),
+    fps=RATES,
+    at=st.floats(0, 1),
+    count=st.integers(1, 60),
+)
+def test_a_stretch_shows_no_picture_before_its_time_or_of_what_comes_after(
+    gaps: list[int], fps: float, at: float, count: int
+) -> None:
+    times = np.concatenate([[0.0], np.cumsum(np.array(gaps) / 100.0)])
+    start = float(at * times[-1])
+    index = show_stretch(times, fps, 50.0, 0.02, start, count).index
+    ticks = start + np.arange(count) / fps
+    assert len(index) == count and (np.diff(index) >= 0).all()
+    assert (times[index] <= ticks + 0.5 / fps + 1e-9).all()
+    assert (times[index] < start + count / fps).all()
+    surely = np.searchsorted(times, ticks - 0.5 / fps - 1e-9, side="right") - 1
+    assert (index >= np.maximum(surely, 0)).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(start=st.floats(0, 3), rate=st.sampled_from([24.0, 24000 / 1001]), unit=st.sampled_from([1e-3, 1e-4]))
+def test_a_stretch_of_a_constant_rate_keeps_its_pictures_one_by_one(
+    start: float, rate: float, unit: float
+) -> None:
+    """Wherever it starts, though a container counts milliseconds: no picture twice and none left out."""
+    times = np.round(np.arange(200) / rate / unit) * unit
+    showing = show_stretch(times, 24.0, rate, 1 / rate, start, 97)
+    assert (np.diff(showing.index) == 1).all() and showing.repeated == 0
+    assert abs(times[showing.index[0]] - start) <= 0.5 / rate + unit
+
+
+def test_a_hole_within_a_stretch_holds_the_last_picture_and_is_said() -> None:
+    times = np.delete(np.arange(96) / 24, range(34, 44))
+    showing = show_stretch(times, 24.0, 24.0, 1 / 24, 1.0, 25)
+    assert showing.index.tolist() == [*range(24, 34), *[33] * 10, *range(34, 39)] and showing.repeated == 10
+    assert show_stretch(times, 24.0, 24.0, 1 / 24, 0.0, 25).repeated == 0
+    slides = np.arange(10) / 2 + 0.23 * (np.arange(10) % 2)
+    showing = show_stretch(slides, 24.0, 2.0, 0.5, 1.1, 25)
+    assert (slides[showing.index] <= 1.1 + np.arange(25) / 24 + 0.5 / 24).all()
 
 
 def test_a_hole_holds_the_last_picture_and_is_said() -> None:

@@ -103,3 +103,16 @@ def test_s3_by_two_processes_and_a_store_that_goes_away(video, tmp_path):
         assert (tmp_path / "out" / "manifest.jsonl").is_file() and len(found) == 4
         server.start()
         assert prepare_set(place, tmp_path / "out", EVERY, Services(), 1).rows == assembled.rows
+
+
+@pytest.mark.parametrize("place", ["one/*.mp4", "one/a.mp4", "*/*.mp4", "one"])
+def test_texts_beside_what_a_pattern_or_a_name_finds_are_read(place):
+    store = fsspec.filesystem("memory")
+    for name in ("one/a.mp4", "one/a.txt", "one/other.txt", "two/a.txt"):
+        store.pipe_file(f"/texts/{name}", b"what is said")
+    try:
+        (found,), _, left_out = find_sources(f"memory://texts/{place}", EVERY.config)
+    finally:
+        store.rm("/texts", recursive=True)
+    assert found.given.transcript == "what is said"
+    assert dict(left_out) == ({".txt": 1} if place == "one" else {})

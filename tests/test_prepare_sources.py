@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,22 @@ def test_texts_that_are_used_are_not_left_out(tmp_path):
     cue = "00:00:01,000 --> 00:00:02,000\nwords"
     (tmp_path / "b.srt").write_text(f"1\n{cue}\n")
     assert names_in(tmp_path) == (["a.mp4", "b.mp4", "sub/c.mp4"], {".txt": 1, ".vtt": 1})
+
+
+@pytest.mark.parametrize("table", ["data/train/metadata.csv", "metadata.CSV"])
+def test_a_table_that_is_not_read_is_said(tmp_path, table):
+    fill(tmp_path, "data/train/x.mp4", "notes.csv", table=table)
+    names, left_out = names_in(tmp_path)
+    assert names == ["data/train/x.mp4"]
+    assert left_out == {".csv": 1, f"table of clips that is not read ({table}); give its folder": 1}
+
+
+def test_names_that_are_shown_alike_are_two(tmp_path):
+    fill(tmp_path, "a\\xff.mp4")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/a\xff.mp4")).write_bytes(b"x")
+    sources, _, _ = find_sources(str(tmp_path), CONFIG)
+    assert [source.name for source in sources] == ["a\\xff.mp4", "a\\xff.mp4~2"]
+    assert len({source.data_id for source in sources}) == 2
 
 
 def test_a_list_may_begin_with_a_byte_order_mark(tmp_path):

@@ -81,7 +81,10 @@ def test_cues_are_cut_to_the_sound_and_those_without_any_are_named():
     inside, outside = within_sound(cues, 4.0, "x.mp4")
     assert inside == ((0.0, 0.5, "b"), (3.9, 4.0, "c"))
     assert [one.value for one in outside] == [-2.0, 4.0, 60.0]
-    assert "60.00 to 62.00 s ('The End')" in outside[-1].reason and outside[-1].source == "x.mp4"
+    assert (
+        "60.00 to 62.00 s, the given time of 'The End'" in outside[-1].reason
+        and outside[-1].source == "x.mp4"
+    )
     inside, outside = within_sound(((100.0, 3900.0, "ms"), (4000.0, 5000.0, "ms")), 4.0, "x.mp4")
     assert not inside and len(outside) == 1 and "none of the 2 given times" in outside[0].reason
 
@@ -134,7 +137,7 @@ def test_a_cue_beyond_the_end_costs_nothing_else(tmp_path):
         reasons[name] = [one.reason for one in outcome.rejected]
     assert found["credits"] == found["after"] == [("subtitles", [(word, True) for word in said.split()])]
     assert not found["milliseconds"] and not reasons["after"]
-    assert len(reasons["credits"]) == 1 and "no sound at the given 60.20" in reasons["credits"][0]
+    assert len(reasons["credits"]) == 1 and "no sound at 60.20" in reasons["credits"][0]
     assert len(reasons["milliseconds"]) == 1 and "none of the 1 given times" in reasons["milliseconds"][0]
 
 

@@ -163,6 +163,26 @@ def test_what_may_pass_is_marked_by_the_service():
             RemoteReward("broken", url, num_tries=1).score([CLIP])
 
 
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"fps": float("nan")}, "nan frames per second"),
+        ({"fps": float("inf")}, "inf frames per second"),
+        ({"fps": 0.0}, "0.0 frames per second"),
+        ({"sample_rate_hz": 0}, "0 samples per second"),
+        ({"first_frame": np.zeros((8, 8, 3), np.float32)}, "first frame must be uint8"),
+        ({"waveform": np.zeros((0, 800), np.float32)}, "sound must be floats"),
+    ],
+)
+def test_a_clip_that_cannot_be_sent_has_its_reason(fields, reason):
+    port = free_port()
+    film = np.zeros((3, 16, 16, 3), np.uint8)
+    given = {"waveform": CLIP.waveform, "sample_rate_hz": 16_000, "frames": film, "fps": 24.0} | fields
+    with serving(port, lambda _: (200, scored())):
+        bad, good = fast(f"http://127.0.0.1:{port}").score([Clip(**given), CLIP])
+    assert np.isnan(bad.value) and reason in bad.reason and good.value == 1.0
+
+
 def test_a_batch_whose_process_was_lost_marks_only_the_clips_that_were_not_tried():
     import asyncio
 

@@ -144,7 +144,7 @@ REWARDS = {
     "voice_accuracy_resemblyzer": Case(nearest_voice, frozenset({"sound", "voice"})),
     "snr_estimate_db": Case(NoiseEstimate, frozenset({"sound"})),
     "picture_noise_judge": Case(PictureNoise, frozenset({"frames", "several frames"})),
-    "identity_colour_edge": Case(FirstFrameIdentity, frozenset({"frames", "first_frame"})),
+    "identity_colour_edge": Case(FirstFrameIdentity, frozenset({"frames", "several frames", "first_frame"})),
     "preference": Case(preference_for_clean_sound, frozenset({"sound"})),
 }
 
@@ -164,6 +164,8 @@ BAD: dict[str, tuple[dict, str]] = {
     "8-bit integers": ({"waveform": (SOUND * 127 + 128).astype(np.uint8)}, "sound"),
     "integers read as floats": ({"waveform": SOUND * 32767}, "sound"),
     "0.1 s of sound": ({"waveform": SOUND[8000:9600]}, "sound"),
+    "0 channels": ({"waveform": np.zeros((0, len(SOUND)), np.float32)}, "sound"),
+    "three axes of sound": ({"waveform": SOUND[None, None]}, "sound"),
     "samples before channels": ({"waveform": np.stack([SOUND, SOUND], axis=1)}, "sound"),
     "sample rate 0": ({"sample_rate_hz": 0}, "sound"),
     "sample rate below 0": ({"sample_rate_hz": -16_000}, "sound"),
@@ -172,6 +174,9 @@ BAD: dict[str, tuple[dict, str]] = {
     "1 frame": ({"frames": PICTURES[:1]}, "several frames"),
     "black frames": ({"frames": PICTURES * 0}, "frames"),
     "frames as floats": ({"frames": PICTURES.astype(np.float32) / 255}, "frames"),
+    "frames as floats to 255": ({"frames": PICTURES.astype(np.float32)}, "frames"),
+    "grey frames": ({"frames": PICTURES[..., 0]}, "frames"),
+    "frames with alpha": ({"frames": np.concatenate([PICTURES, PICTURES[..., :1]], axis=3)}, "frames"),
     "still frames": ({"frames": PICTURES[:1].repeat(FRAMES, axis=0)}, "movement"),
     "no face": ({"mouth_boxes": (), "face_boxes": ()}, "face"),
     "face outside": ({"mouth_boxes": ((70, 0, 90, 20),), "face_boxes": ((70, 0, 90, 20),)}, "face"),
@@ -192,6 +197,8 @@ BAD: dict[str, tuple[dict, str]] = {
     "no voice": ({"voices": ()}, "voice"),
     "unknown voice": ({"voices": ("nobody",)}, "voice"),
     "no first frame": ({"first_frame": None}, "first_frame"),
+    "first frame as floats": ({"first_frame": np.full((64, 64, 3), 99.0, np.float32)}, "first_frame"),
+    "grey first frame": ({"first_frame": np.full((64, 64), 99, np.uint8)}, "first_frame"),
     "black first frame": ({"first_frame": np.zeros((64, 64, 3), np.uint8)}, "first_frame"),
 }
 

@@ -9,6 +9,8 @@ import pytest
 from pretrain.data.corpus.bank import load_bank
 from rewards.speech.intelligibility import Intelligibility
 from rewards.speech.recognizer import Recognizer
+from rewards.speech.settings import REWARD
+from rewards.speech.sphinx import Sound, Sphinx, front_end
 from rewards.speech.wer import WordErrorRate, set_word_error_rate
 from rewards.types import Clip
 
@@ -106,6 +108,16 @@ def test_stereo_and_other_rates_are_read_as_mono_16khz(recognizer):
 def test_word_without_pronunciation_is_named():
     with pytest.raises(ValueError, match="zzyxq"):
         Recognizer(["one", "zzyxq"])
+
+
+def test_a_sound_that_raises_leaves_the_decoders_ready():
+    sphinx = Sphinx(("doctor", "garden"), REWARD)
+    heard = front_end(sound(spoken("doctor", "slt")), REWARD)
+    before = sphinx.listen(heard), sphinx.spot(heard)
+    for decode in (sphinx.listen, sphinx.spot):
+        with pytest.raises(IndexError):
+            decode(Sound(b"", 0.0))
+    assert (sphinx.listen(heard), sphinx.spot(heard)) == before and before[0] == "doctor"
 
 
 def test_a_broken_recogniser_raises():

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,14 +18,18 @@ import pytest
 from filelock import FileLock
 from titan_world import config, write_latents
 
+from experiments.alignment.inputs import AlignInputs
+from experiments.commands import align as align_command
 from experiments.commands import pretrain as command
-from experiments.continuing import Wish
+from experiments.continuing import Decision, Wish
 from experiments.job import StageJob
 from experiments.layout import Layout
 from experiments.runs.trackers import TrackingConfig
 from experiments.stages import run_where_needed
 from experiments.studies.harness import Study
+from finetune.align_run import AlignRun
 from finetune.launch import alone as one_alignment
+from finetune.recipe import AlignConfig
 from finetune.sft.launch import alone as one_fine_tuning
 from pretrain.launch import launch
 from pretrain.launch.nodes import Nodes
@@ -169,6 +174,27 @@ def test_the_other_nodes_of_a_training_join_it_without_the_lock(job, holding, mo
     node = dataclasses.replace(job, nproc=1, nodes=Nodes(count=2, rank=1, rendezvous="127.0.0.1:29500"))
     command._train_stages(node, "stage1", Wish())
     assert joined == [job.layout.pretrain("stage1")]
+
+
+def test_an_alignment_is_held_while_it_is_decided_what_becomes_of_its_folder(tmp_path, holding, monkeypatch):
+    layout = Layout(out=tmp_path)
+    given = {name: tmp_path for name in ("base", "codec", "prompts", "out")}
+    run = AlignRun(config=AlignConfig(), scorer=("x:y", {}), **given)
+    decided: list[Path] = []
+
+    def decide(run: AlignRun, job: StageJob, wish: Wish) -> Decision:
+        with pytest.raises(AssertionError):  # it has ended without the lock
+            holding(layout.align)
+        decided.append(layout.align)
+        return Decision(False)
+
+    monkeypatch.setattr("experiments.stages.config_of", lambda stage, recipe: {})
+    monkeypatch.setattr("experiments.pipeline.align.alignment_of", lambda job, inputs: run)
+    monkeypatch.setattr("experiments.continuing.decide", decide)
+    with ExitStack() as opened:
+        job = StageJob(recipe=SimpleNamespace(), layout=layout, root=tmp_path)
+        align_command._align(job, AlignInputs(), "", Wish(), opened, False)
+    assert decided == [layout.align]
 
 
 def test_a_study_is_of_one_command(holding, tmp_path):

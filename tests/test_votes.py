@@ -134,3 +134,13 @@ def test_gains_of_several_rewards_are_weighed():
     assert found == pytest.approx({"a": 6.0, "b": 2.0})
     turned = prompt_gains({"wer_pocketsphinx": first}, cases, {"wer_pocketsphinx": 1.0})
     assert turned == pytest.approx({"a": 0.0, "b": 2.0})
+
+
+def test_a_prompt_that_a_reward_does_not_apply_to_can_be_chosen_by_the_others():
+    """Two cases without a voice's reference: NaN, they were never chosen."""
+    cases, nan = [*"aabbccdd"], np.nan
+    words = np.array([0.0, 0.0, 1.0, 1.0, 0.0, 0.0, nan, nan])
+    voice = np.array([0.0, 0.0, 1.0, 1.0, nan, nan, nan, nan])
+    found = prompt_gains({"words": words, "voice": voice}, cases, {"words": 3.0, "voice": 1.0})
+    far = 1 / words[:6].std()  # of the words; the voice's is 2
+    assert found == pytest.approx({"a": 3 * far + 2.0, "b": 0.0, "c": 4 * far, "d": nan}, nan_ok=True)

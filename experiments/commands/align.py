@@ -124,7 +124,7 @@ def align(
     --ray runs rollouts and rewards in workers (section `ray`). With staleness 0 the result is that of local
       ranks; a lost worker or rank is replaced. rounds.jsonl lists the samples of each round.
     """
-    from experiments.alignment.inputs import AlignInputs, AlignLayout, check_lora
+    from experiments.alignment.inputs import AlignInputs, AlignLayout
     from experiments.continuing import Wish
     from experiments.job import StageJob
 
@@ -139,11 +139,9 @@ def align(
         pairs=pairs,
         clips=clips,
     )
-    if adapter:
-        check_lora(loaded.align.lora, recipe_for(recipe, ()).align.lora, adapter)
     layout = AlignLayout(out=out, to=to or out / "align") if inputs.own or to else Layout(out=out)
     job = StageJob(recipe=loaded, layout=layout, nproc=nproc, port=port, anyway=resume_anyway)
-    _check_before(job, inputs, address)
+    _check_before(job, inputs, address, recipe)
     with ExitStack() as opened:
         wish = Wish(resume, resume_anyway, move_aside, "--to")
         _align(job, inputs, address, wish, opened, insecure_ray)
@@ -162,11 +160,13 @@ def _check_options(nproc: int, port: int, address: str) -> None:
         raise ValueError("--port is torchrun's; Ray's ranks find a port themselves: leave it out")
 
 
-def _check_before(job: StageJob, inputs: AlignInputs, address: str) -> None:
+def _check_before(job: StageJob, inputs: AlignInputs, address: str, recipe: str) -> None:
     """Check everything before anything is replaced, and print notices. Raises in one line."""
     from experiments.alignment.checks import check_before
-    from experiments.alignment.inputs import align_run
+    from experiments.alignment.inputs import align_run, check_lora
 
+    if inputs.adapter:
+        check_lora(job.recipe.align.lora, recipe_for(recipe, ()).align.lora, inputs.adapter)
     notices = check_before(align_run(job, None, inputs), job.ranks)
     if address:
         job.recipe.ray.rewards_of(list(job.recipe.align.rubric.routes()))

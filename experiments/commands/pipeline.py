@@ -154,7 +154,9 @@ def evaluate(
         raise ValueError("evaluate.gates: the recipe has none; give them in params.yaml or by --set")
     if not gates:
         from experiments.runs.invocation import invocation
+        from experiments.stages import check_inputs
 
+        check_inputs("score", job)  # before there is a run
         with invocation(f"evaluate {job.recipe.name}", job.layout, job.root):
             _run("score", job)
             _run("evaluate", job)

@@ -13,6 +13,7 @@ from typing import Annotated
 import tyro
 
 from pretrain import storage
+from pretrain.storage_errors import named_errors
 from pretrain.trash import OUT, TRASH
 
 _AGE = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
@@ -74,7 +75,7 @@ def empty_trash(
 
 def in_trash(trash: Path) -> list[Moved]:
     """Everything in a trash folder, also in an object store, the oldest first. Raises OSError."""
-    found = [Moved(path, storage.size_of(path), _moved_at(path)) for path in storage.list_folder(trash)]
+    found = [Moved(path, _size(path), _moved_at(path)) for path in storage.list_folder(trash)]
     return sorted(found, key=lambda moved: (moved.moved_at, moved.path))
 
 
@@ -91,6 +92,16 @@ def _moved_at(path: Path) -> float:
     if match is None:
         return time.time() if storage.is_remote(path) else path.lstat().st_mtime
     return float(calendar.timegm(time.strptime(match[1], "%Y%m%d-%H%M%S")))
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder; links count themselves. Raises OSError."""
+    if storage.is_remote(path):
+        with named_errors(path):
+            return sum(found.stat().st_size for found in path.rglob("*") if found.is_file())
+    if path.is_dir() and not path.is_symlink():
+        return sum(map(_size, path.iterdir()))
+    return path.lstat().st_size
 
 
 def _readable(size: int) -> str:

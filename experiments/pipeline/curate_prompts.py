@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -113,11 +114,19 @@ def prompt_gains(
 ) -> dict[str, float]:
     """Case -> weighted sum of the shortfalls of each reward [N], negated if lower is better.
 
-    NaN if a reward could score none of its clips.
+    A reward that could score none of a case's clips (a voice without a reference) does not apply to it: the
+    others' weighted mean stands for it, so that cases of both kinds compare. NaN where no reward applies.
     """
     lower = {name for name in rewards if name in CATALOG and CATALOG[name].lower_is_better}
     parts = {name: shortfall(-values if name in lower else values, cases) for name, values in rewards.items()}
-    return {case: sum(weights[name] * parts[name][case] for name in weights) for case in dict.fromkeys(cases)}
+    whole, gains = sum(weights[name] for name in parts), {}
+    for case in dict.fromkeys(cases):
+        known = {name: part[case] for name, part in parts.items() if not math.isnan(part[case])}
+        share = sum(weights[name] for name in known)
+        gains[case] = sum(weights[name] * gain for name, gain in known.items()) * (
+            whole / share if known else math.nan
+        )
+    return gains
 
 
 def _score_rows(store: RolloutStore, found: Mapping[str, Mapping[str, float]]) -> Iterator[dict[str, Any]]:

@@ -11,8 +11,14 @@ from experiments.report.metric_keys import reported_metrics
 from experiments.report.run_results import results_of
 from experiments.runs.invocation import current, publish
 from experiments.runs.tracker import SpoolTracker
+from experiments.scoring.rows import check_scored
 from experiments.scoring.sets import SCORES
 from pretrain.files import write_json
+
+
+def check_inputs(job: StageJob) -> None:
+    """Raises FileNotFoundError where nothing was scored."""
+    check_scored(job.layout.scores / SCORES)
 
 
 def run(job: StageJob, tracker: SpoolTracker) -> None:

@@ -15,8 +15,15 @@ from experiments.report.run_results import example_clips, results_of
 from experiments.runs.invocation import current, publish
 from experiments.runs.run import read_record
 from experiments.runs.tracker import SpoolTracker
-from experiments.scoring.sets import ALIGN_SET
+from experiments.scoring.rows import check_scored
+from experiments.scoring.sets import ALIGN_SET, SCORES
 from pretrain.files import replacing
+
+
+def check_inputs(job: StageJob) -> None:
+    """Raises FileNotFoundError or ValueError for an output folder or reports without an evaluation."""
+    read_reports(job.layout.metrics, job.layout.alignment)
+    check_scored(job.layout.scores / SCORES)
 
 
 def run(job: StageJob, tracker: SpoolTracker) -> None:

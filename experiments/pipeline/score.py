@@ -6,7 +6,12 @@ from experiments.job import StageJob
 from experiments.runs.tracker import SpoolTracker
 from experiments.scoring.clip_table import log_clip_table
 from experiments.scoring.rows import read_scores
-from experiments.scoring.sets import score_sets
+from experiments.scoring.sets import check_generated, score_sets
+
+
+def check_inputs(job: StageJob) -> None:
+    """Raises FileNotFoundError where there are no generated clips."""
+    check_generated(job.layout.generated)
 
 
 def run(job: StageJob, tracker: SpoolTracker) -> None:

@@ -69,6 +69,12 @@ class VotesConfig:
             raise ValueError(f"votes: pairs_per_case, batch and num_processes must be at least 1, got {self}")
 
 
+def check_inputs(job: StageJob) -> None:
+    """Raises FileNotFoundError or ValueError where simulated raters have no rollouts to vote on."""
+    if not job.recipe.votes.survey.place:
+        open_store(job.layout.rollouts)
+
+
 def run(job: StageJob, tracker: SpoolTracker) -> None:
     layout, config = job.layout, job.recipe.votes
     survey = config.survey

@@ -236,6 +236,7 @@ def _summary(
         "kept_seconds": round(sum(row["video_info"][0]["duration"] for row in rows), 3),
         "rejected": dict(sorted(Counter(one["stage"] for one in refused).items())),
         "speakers": len(speakers),
+        "mended": sum("mended" in row["meta"] for row in rows),
         "with_reference": sum(any(row["meta"]["reference_paths"]) for row in rows),
         "speaking_faces": "checked" if services.syncnet else "not checked (no --syncnet)",
         "left_out": dict(left_out),

@@ -1,56 +1,59 @@
-"""Pictures of the clips of a source, in one pass: at the target rate, the nearest in time."""
+"""Pictures of the clips of a source, in one pass: at the target rate, as the reader of clips shows them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from experiments.preparation.cutting import Piece
+from pretrain.media.errors import MediaError
 from pretrain.media.limits import MediaLimits
-from pretrain.media.passing import Passing, passing_pictures
+from pretrain.media.passing import PassingPictures
+from pretrain.media.picture_times import PictureTimes
+
+
+@dataclass(frozen=True, eq=False)
+class CutPiece:
+    """The pictures of a piece. `mended`: as of `pretrain.media.read.Media`."""
+
+    piece: Piece
+    frames: np.ndarray  # uint8 [num_frames, H, W, 3]
+    mended: Mapping[str, float]
 
 
 def cut_pieces(
-    path: Path, pieces: Sequence[Piece], fps: float, max_side: int, limits: MediaLimits
-) -> Iterator[tuple[Piece, np.ndarray]]:
-    """(piece, uint8 [num_frames, H, W, 3]) for pieces in order that do not overlap; one is held at a time.
+    path: Path,
+    pieces: Sequence[Piece],
+    shown: PictureTimes,
+    fps: float,
+    max_side: int,
+    limits: MediaLimits,
+) -> Iterator[CutPiece]:
+    """Pieces in order that do not overlap; one is held at a time. `shown`: of the file's `PassingPictures`.
 
-    A picture whose time is not within its piece is not taken, so that none of the next scene is in it.
+    A picture whose time is not before the end of its piece is not taken, so that none of the next scene is in
+    it. Raises MediaError as `PassingPictures` does.
     """
     waiting = iter(pieces)
     piece, held = next(waiting, None), list[np.ndarray]()
-    before: Passing | None = None
-    for passing in passing_pictures(path, limits):
-        passing = Passing(passing.at_s, _reduced(passing.picture, max_side))
-        while piece is not None:
-            _take(piece, held, fps, before, passing)
+    showing = shown.stretch(piece.start_s, piece.num_frames, fps) if piece else None
+    for place, picture in enumerate(PassingPictures(path, limits)):
+        reduced: np.ndarray | None = None
+        while piece is not None and showing is not None and showing.index[len(held)] == place:
+            reduced = _reduced(picture, max_side) if reduced is None else reduced
+            held += [reduced] * int((showing.index == place).sum())
             if len(held) < piece.num_frames:
                 break
-            yield piece, np.stack(held)
+            yield CutPiece(piece, np.stack(held), shown.mended(showing))
             piece, held = next(waiting, None), []
+            showing = shown.stretch(piece.start_s, piece.num_frames, fps) if piece else None
         if piece is None:
             return
-        before = passing
-    if piece is not None and before is not None:  # the last picture is shown to the end
-        held += [before.picture] * (piece.num_frames - len(held))
-        yield piece, np.stack(held)
-
-
-def _take(piece: Piece, held: list[np.ndarray], fps: float, before: Passing | None, passing: Passing) -> None:
-    """Add what is shown at the ticks up to `passing`, whichever of the two pictures is nearer."""
-    end_s = piece.start_s + piece.num_frames / fps
-    while len(held) < piece.num_frames:
-        tick = piece.start_s + len(held) / fps
-        if passing.at_s < tick - 1e-6:
-            return
-        late = passing.at_s - tick
-        own = before is not None and before.at_s >= piece.start_s - 0.5 / fps
-        if before is not None and (passing.at_s > end_s - 1e-6 or (own and tick - before.at_s < late)):
-            held.append(before.picture)
-        else:
-            held.append(passing.picture)
+    if piece is not None:
+        raise MediaError(f"{path}: it has fewer pictures than when it was first read; run it again")
 
 
 def _reduced(picture: np.ndarray, max_side: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -16,6 +16,7 @@ from pretrain import storage
 from pretrain.storage_errors import named_errors
 from rewards.media_folder import VIDEO_SUFFIXES
 
+TEXTS = (".txt", ".srt", ".vtt")
 VERSION_KEYS = ("size", "ETag", "etag", "VersionId", "md5", "content_md5", "mtime", "LastModified", "created")
 
 
@@ -42,11 +43,8 @@ def listed_videos(place: str) -> tuple[list[RawVideo], Mapping[str, int], Remote
     left_out: Counter[str] = Counter()
     videos, texts = [], dict[str, str]()
     for name in sorted(files):
-        inner = (
-            str(PurePosixPath(name).relative_to(base)) if PurePosixPath(name).is_relative_to(base) else name
-        )
+        inner, url = _inner(name, base), _url(root, name)
         suffix = PurePosixPath(name).suffix.lower()
-        url = f"{str(root).split('://', 1)[0]}://{name.lstrip('/')}"
         if any(part.startswith(".") for part in PurePosixPath(inner).parts):
             left_out["hidden file"] += 1
         elif suffix in VIDEO_SUFFIXES:
@@ -56,10 +54,32 @@ def listed_videos(place: str) -> tuple[list[RawVideo], Mapping[str, int], Remote
                 RawVideo(path, inner, "", url=url, version=version, size=int(files[name].get("size") or 0))
             )
         else:
-            if suffix in (".txt", ".srt", ".vtt"):
+            if suffix in TEXTS:
                 texts[inner] = url
             left_out[suffix or "file without suffix"] += 1
+    if "*" in place or key in files:  # found by themselves: their texts lie in the same folders
+        return videos, dict(sorted(left_out.items())), _texts_beside(root, files, base)
     return videos, dict(sorted(left_out.items())), RemoteTexts(texts)
+
+
+def _texts_beside(root: Path, files: Iterable[str], base: PurePosixPath) -> RemoteTexts:
+    """The texts in the folders of `files`, by their names below `base`. Raises OSError in one line."""
+    store, _ = _store_of(root)
+    found: dict[str, str] = {}
+    with named_errors(root):
+        for folder in sorted({str(PurePosixPath(name).parent) for name in files}):
+            names = [entry["name"] for entry in store.ls(folder, detail=True) if entry["type"] == "file"]
+            found |= {_inner(name, base): _url(root, name) for name in names if name.endswith(TEXTS)}
+    return RemoteTexts(found)
+
+
+def _inner(name: str, base: PurePosixPath) -> str:
+    """A key as it is called below the folder that is read."""
+    return str(PurePosixPath(name).relative_to(base)) if PurePosixPath(name).is_relative_to(base) else name
+
+
+def _url(root: Path, name: str) -> str:
+    return f"{str(root).split('://', 1)[0]}://{name.lstrip('/')}"
 
 
 class RemoteTexts:

@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.preparation.config import PrepareConfig
 from experiments.preparation.cutting import STEP, Leftover, Lengths, Piece, padded_words, plan
-from experiments.preparation.pieces import cut_pieces
+from experiments.preparation.pieces import CutPiece, cut_pieces
 from experiments.preparation.records import (
     SPEECH_RATE_HZ,
     GivenText,
@@ -30,8 +30,9 @@ from pretrain.config import one_line
 from pretrain.media.channels import mixed
 from pretrain.media.errors import MediaError
 from pretrain.media.limits import MediaLimits
-from pretrain.media.passing import passing_pictures
-from pretrain.media.read import read_media
+from pretrain.media.passing import PassingPictures
+from pretrain.media.picture_times import PictureTimes
+from pretrain.media.read import Media, read_media
 from pretrain.media.samples import to_rate
 from rewards.plugins import KINDS, load
 
@@ -149,7 +150,7 @@ def _work(source: RawVideo, settings: Settings, take: Take, outcome: VideoOutcom
         heard, given = _heard(mono, speech, given, config)
     outcome.words, outcome.words_by = list(heard.words), heard.by
     with watch.stage("scenes"):
-        scenes = _scenes(source.path, config, limits, outcome)
+        scenes, shown = _scenes(source.path, config, limits, outcome)
     blocked = [*padded_words((word.start_s, word.end_s) for word in heard.words)]
     if heard.words:  # without any, what sounds like speech is music, noise or unknown, which `spoken` says
         blocked += loud_speech(mono, heard.speech)
@@ -160,14 +161,11 @@ def _work(source: RawVideo, settings: Settings, take: Take, outcome: VideoOutcom
                 pieces.append(part)
             elif part.end_s - part.start_s > STEP / settings.fps:
                 outcome.rejected.append(_left(source, part, settings))
-    context = _Context(
-        source, replace(heard, words=heard.words), given, waveform, sound.sample_rate_hz, settings
-    )
+    context = _Context(source, heard, given, waveform, sound, settings)
     with watch.stage("cut"):
-        for number, (piece, frames) in enumerate(
-            cut_pieces(source.path, pieces, settings.fps, config.max_side, limits)
-        ):
-            _through_steps(context.clip(number, piece, frames), config, outcome, take, watch)
+        cuts = cut_pieces(source.path, pieces, shown, settings.fps, config.max_side, limits)
+        for number, cut in enumerate(cuts):
+            _through_steps(context.clip(number, cut), config, outcome, take, watch)
 
 
 def _heard(
@@ -182,20 +180,22 @@ def _heard(
     return heard, given
 
 
-def _scenes(path: Path, config: PrepareConfig, limits: MediaLimits, outcome: VideoOutcome) -> list[Stretch]:
-    detector, times = _step(config.scenes)(config), list[float]()
-    for passing in passing_pictures(path, limits):
-        times.append(passing.at_s)
-        detector.see(passing.picture)
-    usual = float(np.median(np.diff(times))) if len(times) > 1 else 0.04
-    end_s = min(times[-1] + usual, max(outcome.seconds, times[0] + usual))
-    cuts = detector.cuts()
+def _scenes(
+    path: Path, config: PrepareConfig, limits: MediaLimits, outcome: VideoOutcome
+) -> tuple[list[Stretch], PictureTimes]:
+    detector, passing = _step(config.scenes)(config), PassingPictures(path, limits)
+    for picture in passing:
+        detector.see(picture)
+    shown = passing.shown
+    times, cuts = shown.times.tolist(), detector.cuts()
+    end_s = min(shown.end_s, max(outcome.seconds, times[0] + 1.0 / shown.nominal))
     outcome.scenes = [round(times[cut.first], 4) for cut in cuts]
     starts = [times[0], *(times[cut.first] + config.trim_gradual_s * cut.gradual for cut in cuts)]
     ends = [*(times[cut.first] - config.trim_gradual_s * cut.gradual for cut in cuts), end_s]
-    return [
+    scenes = [
         (start, min(end, end_s)) for start, end in zip(starts, ends, strict=True) if end - start > MIN_SCENE_S
     ]
+    return scenes, shown
 
 
 def _left(source: RawVideo, part: Leftover, settings: Settings) -> Rejection:
@@ -212,11 +212,16 @@ class _Context:
     heard: Heard
     given: GivenText
     waveform: np.ndarray
-    rate_hz: int
+    sound: Media
     settings: Settings
 
-    def clip(self, number: int, piece: Piece, frames: np.ndarray) -> RawClip:
-        start_s, fps = piece.start_s, self.settings.fps
+    @property
+    def rate_hz(self) -> int:
+        return self.sound.sample_rate_hz
+
+    def clip(self, number: int, cut: CutPiece) -> RawClip:
+        piece, start_s, fps = cut.piece, cut.piece.start_s, self.settings.fps
+        mended = {**cut.mended, **{f"source_{name}": value for name, value in self.sound.mended.items()}}
         end_s = start_s + piece.num_frames / fps
         first, count = round(start_s * self.rate_hz), round(piece.num_frames / fps * self.rate_hz)
         sound = self.waveform[:, max(0, first) : max(0, first) + count]
@@ -235,13 +240,14 @@ class _Context:
             source=self.source.name,
             start_s=start_s,
             fps=fps,
-            frames=frames,
+            frames=cut.frames,
             waveform=np.pad(sound, ((0, 0), (0, max(0, count - sound.shape[1])))),
             rate_hz=self.rate_hz,
             given=self.given,
             words=words,
             speech=speech,
             words_by=self.heard.by,
+            labels={"mended": mended} if mended else {},
         )
 
 

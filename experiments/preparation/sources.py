@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import glob
 import hashlib
+import itertools
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,8 +16,8 @@ from experiments.preparation.config import PrepareConfig
 from experiments.preparation.records import GivenText, RawVideo, Rejection, printable
 from experiments.preparation.remote import is_address, listed_videos
 from experiments.preparation.subtitles import subtitles
-from pretrain.data.plain import PlainClip, is_plain, named_files, plain_clips, table_of, unused_id
-from pretrain.data.plain_tables import TABLES
+from pretrain.data.plain import PlainClip, is_plain, named_files, plain_clips, table_of, unused_id, walk
+from pretrain.data.plain_tables import METADATA, TABLES
 from pretrain.files import wide_encoding
 from pretrain.jsonl import FieldError
 from pretrain.prompt import parse
@@ -71,7 +72,10 @@ def _of_folder(
     if not folder.files:
         raise ValueError(f"{path}: no video in it ({_SOME})")
     found = _beside(folder.files, path, config, _noting(_content, used))
-    return *found, _without(folder.left_out, used)
+    tables = [file for file in walk(path) if file.name.lower() in METADATA]  # not where `table_of` looks
+    first = tables[0].relative_to(path).as_posix() if tables else ""
+    what = {f"table of clips that is not read ({first}); give its folder": len(tables)} if tables else {}
+    return *found, {**_without(folder.left_out, {*used, *tables}), **what}
 
 
 def _not_named(table: Path, place: Path) -> Mapping[str, int]:
@@ -163,17 +167,25 @@ def _with_texts(
     videos: Iterable[RawVideo], config: PrepareConfig, read: ReadText
 ) -> tuple[list[RawVideo], list[Rejection]]:
     """Videos with ids and the texts beside them, and those whose texts are wrong."""
-    sources, wrong, used = [], [], set[str]()
+    sources, wrong, used, shown = [], [], set[str](), set[str]()
     for video in videos:
         name = video.name
         data_id = unused_id(video.path, name, used)
-        name = printable(name)
+        name = _unlike(printable(name), shown)
         try:
             given = given_text(video.path, config, read)
             sources.append(replace(video, name=name, data_id=data_id, given=given))
         except ValueError as error:
             wrong.append(Rejection("text", "text", None, None, str(error), source=name))
     return sources, wrong
+
+
+def _unlike(name: str, shown: set[str]) -> str:
+    """`name`, or with a number where another file is shown by it: results are kept by these names."""
+    names = itertools.chain([name], (f"{name}~{number}" for number in itertools.count(2)))
+    unlike = next(found for found in names if found not in shown)
+    shown.add(unlike)
+    return unlike
 
 
 def given_text(video: Path, config: PrepareConfig, read: ReadText | None = None) -> GivenText:

@@ -79,7 +79,7 @@ def within_sound(cues: Sequence[Cue], seconds: float, source: str) -> tuple[tupl
             "cue_start_s",
             round(start_s, 3),
             round(seconds, 3),
-            f"no sound at the given {start_s:.2f} to {end_s:.2f} s ({_short(text)!r}); they are not used",
+            f"no sound at {start_s:.2f} to {end_s:.2f} s, the given time of {_short(text)!r}: it is not used",
             source,
             start_s=start_s,
             duration_s=end_s - start_s,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from rewards.types import Clip, Score
 
 FIRST = 5  # reasons that are told when too many clips cannot be read
 FAILURES_IN_A_ROW = 8  # of one reward, over batches; after that it is taken to be broken
+OF_THE_MACHINE = ("out of memory", "cuda", "cublas", "cudnn", "nccl", "device-side")  # in messages of torch
 MAX_CAUSES = 10  # of an error, followed back
 
 
@@ -135,6 +137,83 @@ class IsolatedReward:
             return unscored(reason), what
         self.in_a_row = 0
         return score, ""
+
+
+@dataclass
+class CarefulReward:
+    """A Reward for a run that goes on: a clip that it raises on has no score, and what was raised as reason.
+
+    That is where others can be scored: of the same batch, or of earlier ones while fewer than
+    FAILURES_IN_A_ROW clips failed since, or all of one prompt. Else, and for what is never a clip's (memory,
+    files and connections, the GPU), it raises RewardBroken in one line. stderr has the first such clip.
+    """
+
+    name: str
+    reward: Reward
+    has_scored: bool = False
+    # prompts of the clips that failed since the last batch in which one was scored
+    failed: list[str] = field(default_factory=list)
+    told: bool = False
+
+    def score(self, clips: Sequence[Clip]) -> list[Score]:
+        try:
+            scores = answered(self.name, self.reward, clips)
+        except RewardBroken:
+            raise
+        except Exception as error:
+            if not may_be_of_a_clip(error):
+                some = f"{len(clips)} clips (from {clips[0].name})" if len(clips) > 1 else clips[0].name
+                raise self._broken(some, error) from error
+            return self._one_by_one(clips, error)
+        self.has_scored, self.failed = self.has_scored or bool(clips), []
+        return scores
+
+    def _one_by_one(self, clips: Sequence[Clip], error: Exception) -> list[Score]:
+        tried = [self._alone(clip) for clip in clips] if len(clips) > 1 else [error]
+        failed = {place: answer for place, answer in enumerate(tried) if not isinstance(answer, Score)}
+        if not failed:
+            raise self._broken(
+                f"{len(clips)} clips at once (from {clips[0].name}), on none of them alone", error
+            )
+        place, first = next(iter(failed.items()))
+        if len(failed) < len(clips):
+            self.has_scored, self.failed = True, []
+        else:
+            self.failed += [clip.prompt for clip in clips]
+            few = len(self.failed) < FAILURES_IN_A_ROW or len(set(self.failed)) == 1
+            if not (self.has_scored and few):
+                raise self._broken(clips[place].name, first)
+        if not self.told:
+            self.told = True
+            print(f"{self._reason(clips[place].name, first)}; it has no score", file=sys.stderr, flush=True)
+        return [
+            answer if isinstance(answer, Score) else unscored(self._reason(clip.name, answer))
+            for clip, answer in zip(clips, tried, strict=True)
+        ]
+
+    def _alone(self, clip: Clip) -> Score | Exception:
+        try:
+            return answered(self.name, self.reward, [clip])[0]
+        except RewardBroken:
+            raise
+        except Exception as error:
+            if not may_be_of_a_clip(error):
+                raise self._broken(clip.name, error) from error
+            return error
+
+    def _reason(self, where: str, error: Exception) -> str:
+        return f"reward {self.name} failed on {where or 'a clip'}: {type(error).__name__}: {one_line(error)}"
+
+    def _broken(self, where: str, error: Exception) -> RewardBroken:
+        broken = RewardBroken(self._reason(where, error))
+        broken.__cause__ = error
+        return broken
+
+
+def may_be_of_a_clip(error: BaseException) -> bool:
+    """Not memory, nor a file, a connection or a GPU: another clip would fail as well."""
+    text = str(error).lower()
+    return not isinstance(error, (OSError, MemoryError)) and not any(sign in text for sign in OF_THE_MACHINE)
 
 
 def answered(name: str, reward: Reward, clips: Sequence[Clip]) -> list[Score]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from experiments.scoring.clips import ClipFile, clip_file
+from experiments.scoring.faults import CarefulReward
 from experiments.scoring.options import reward_options
 from experiments.scoring.reward_files import RewardFiles
 from experiments.scoring.samples import FPS
@@ -68,13 +69,20 @@ class AlignScorer:
         opened = self._stack.enter_context(open_rewards(list(names), options))
         self.rewards = dict(zip(weights, opened, strict=False))
         self.judges = dict(zip(judges, opened[len(weights) :], strict=True))
+        self._careful = {
+            name: CarefulReward(name, each) for name, each in {**self.rewards, **self.judges}.items()
+        }
 
     def score(self, video: Tensor, audio: Tensor, rows: Sequence[PromptRow], judged: bool = False) -> Scores:
-        """As finetune.scores.Scorer.score; clips with non-finite latents get no scores."""
+        """As finetune.scores.Scorer.score.
+
+        Clips with non-finite latents get no scores, nor those that a reward raises on while it scores others
+        (CarefulReward)."""
         finite = video.flatten(1).isfinite().all(1) & audio.flatten(1).isfinite().all(1)
         places = finite.nonzero()[:, 0].tolist()
         clips = self.clips(video[finite], audio[finite], [rows[place] for place in places])
-        scored = score_clips({**self.rewards, **(self.judges if judged else {})}, clips, self.limits)
+        asked = [*self.rewards, *(self.judges if judged else ())]
+        scored = score_clips({name: self._careful[name] for name in asked}, clips, self.limits)
 
         def column(values: Iterable[float]) -> Tensor:
             filled = torch.full((len(rows),), math.nan, dtype=torch.float64)
@@ -203,7 +211,7 @@ def score_store(
     options = reward_options(names, corpus, syncnet, num_processes=num_processes, given=given)
     found: dict[str, dict[str, float]] = {}
     with open_rewards(names, options) as opened:
-        rewards = dict(zip(names, opened, strict=True))
+        rewards = {name: CarefulReward(name, reward) for name, reward in zip(names, opened, strict=True)}
         batches, about = len(_batches(store, batch)), f"rollouts scored by {', '.join(names)} (batches)"
         for clips in track(_decoded(store, codec, batch), batches, about):
             for clip, scored in zip(clips, score_clips(rewards, clips), strict=True):

@@ -96,10 +96,15 @@ def number(value: Any) -> float:
     return float(value) if known else math.nan
 
 
-def read_scores(path: Path) -> dict[tuple[str, str], list[ScoredRow]]:
-    """Rows by prompt set and source; FileNotFoundError or ValueError in one line."""
+def check_scored(path: Path) -> None:
+    """Raises FileNotFoundError where there are no scores of the sets."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; run `nava evaluate`, which scores the clips first")
+
+
+def read_scores(path: Path) -> dict[tuple[str, str], list[ScoredRow]]:
+    """Rows by prompt set and source; FileNotFoundError or ValueError in one line."""
+    check_scored(path)
     groups: dict[tuple[str, str], list[ScoredRow]] = defaultdict(list)
     for _, row in scan(path):
         if isinstance(row, FieldError):

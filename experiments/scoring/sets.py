@@ -96,16 +96,19 @@ def score_sets(
     """
     start, bounds = time.perf_counter(), fill(GuardrailLimits, limits, "align.guardrails")
     metrics_of((*config.rewards, *config.align_judges))  # raises for unknown names before anything is read
-    if not (generated / MAIN_SET / "index.jsonl").is_file():
-        raise FileNotFoundError(
-            f"{generated / MAIN_SET / 'index.jsonl'}: no such file; run `nava generate` on {MAIN_SET}.jsonl "
-            "first"
-        )
+    check_generated(generated)
     groups = _collect(config, corpus, codec, generated) | _aligned(generated, aligned)
     log.info("score: %d clips read in %.1f s", sum(map(len, groups.values())), time.perf_counter() - start)
     dump(out / SCORES, rows_of(bounds, groups, _score_all(config, groups, corpus, syncnet), _watched(groups)))
     log.info("score: done in %.1f s", time.perf_counter() - start)
     return out / SCORES
+
+
+def check_generated(generated: Path) -> None:
+    """Raises FileNotFoundError where the one set that has to be there is not."""
+    index = generated / MAIN_SET / "index.jsonl"
+    if not index.is_file():
+        raise FileNotFoundError(f"{index}: no such file; run `nava generate` on {MAIN_SET}.jsonl first")
 
 
 def _collect(config: ScoreConfig, corpus: Path, codec: Path, generated: Path) -> Groups:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pretrain.jsonl import FieldError
 
-if TYPE_CHECKING:
-    from finetune.gsb.votes import Vote
+Rater = tuple[str, str, str]  # survey and survey_id, "" = none, and user_id
 
 
 def survey_of(row: Mapping[str, Any]) -> tuple[str, str]:
@@ -19,47 +17,51 @@ def survey_of(row: Mapping[str, Any]) -> tuple[str, str]:
     return "" if name is None else str(name), "" if number is None else str(number)
 
 
-def survey_problem(vote: Vote, first_with: dict[str, Vote]) -> FieldError | None:
-    """What is wrong with the survey of a vote, given the first vote of each survey's name, to which it is
-    added: a name with and without a survey_id may be one survey or two, whose votes count otherwise."""
-    known = first_with.setdefault(vote.survey, vote)
-    if bool(known.survey_id) == bool(vote.survey_id):
+def survey_problem(
+    survey: str, number: str, line: int, first: dict[str, tuple[str, int]]
+) -> FieldError | None:
+    """What is wrong with the survey of a vote; `first`: survey_id and line of the first vote of each survey's
+    name, to which it is added. A name with and without a survey_id may be one survey or two, whose votes
+    count otherwise."""
+    known, above = first.setdefault(survey, (number, line))
+    if bool(known) == bool(number):
         return None
     return FieldError(
-        vote.line,
+        line,
         "survey_id",
-        f"survey {vote.survey!r} is with one here or on line {known.line}, and without on the other; export "
-        "both again by `nava gsb export`, or give one another name in `survey`",
+        f"survey {survey!r} is with one here or on line {above}, and without on the other; export both again "
+        "by `nava gsb export`, or give one another name in `survey`",
     )
 
 
-def told_apart(votes: Sequence[Vote]) -> tuple[list[Vote], tuple[str, ...]]:
-    """The votes with raters named SURVEY/RATER where they are of several surveys, and a line about it.
+def names_of_raters(votes: Sequence[Rater]) -> tuple[list[str], tuple[str, ...]]:
+    """The name of each vote's rater, SURVEY/RATER where votes are of several surveys, and a line about it.
 
-    Votes of one survey, or of none, stay as they are, and so do raters without a survey beside others.
+    Raters of one survey, or of none, keep their names, and so do those without a survey beside others.
     """
-    surveys = list(dict.fromkeys((vote.survey, vote.survey_id) for vote in votes))
+    surveys = list(dict.fromkeys(vote[:2] for vote in votes))
     if len(surveys) < 2:
-        return list(votes), ()
+        return [user for _, _, user in votes], ()
     labels = _labels(surveys)
-    people = {(labels[vote.survey, vote.survey_id], vote.user_id) for vote in votes}
-    # longer where somebody is called as a rater of a survey would be
-    between = next(sign for sign in map("/".__mul__, count(1)) if len({*_named(people, sign)}) == len(people))
-    names = dict(zip(people, _named(people, between), strict=True))
-    apart = [
-        replace(vote, user_id=names[labels[vote.survey, vote.survey_id], vote.user_id]) for vote in votes
-    ]
-    shared = len({vote.user_id for vote in votes}) < len(people)
-    named = ", ".join(label or "none" for label in labels.values())
-    line = (
-        f"votes of {len(surveys)} surveys ({named}): raters of one name in two of them are counted apart, as "
-        "SURVEY/RATER; leave `survey` out where they are the same people"
+    people = list(dict.fromkeys(votes))
+    # more signs between where somebody is called as a rater of a survey would be
+    named = next(
+        names
+        for number in count(1)
+        if len(set(names := [_name(labels[one[:2]], "/" * number, one[2]) for one in people])) == len(people)
     )
-    return apart, (line,) if shared else ()
+    name_of = dict(zip(people, named, strict=True))
+    shared = len({user for _, _, user in people}) < len(people)
+    listed = ", ".join(label or "none" for label in labels.values())
+    line = (
+        f"votes of {len(surveys)} surveys ({listed}): raters of one name in two of them are counted apart, "
+        "as SURVEY/RATER; leave `survey` out where they are the same people"
+    )
+    return [name_of[vote] for vote in votes], (line,) if shared else ()
 
 
-def _named(people: Iterable[tuple[str, str]], between: str) -> list[str]:
-    return [f"{label}{between}{rater}" if label else rater for label, rater in people]
+def _name(label: str, between: str, user: str) -> str:
+    return f"{label}{between}{user}" if label else user
 
 
 def _labels(surveys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.gsb.names import alike_warnings, folded_name, name_problem
-from finetune.gsb.surveys import survey_of, survey_problem, told_apart
+from finetune.gsb.surveys import names_of_raters, survey_of, survey_problem
 from pretrain.config import nearest
 from pretrain.jsonl import FieldError, scan
 
@@ -108,7 +108,7 @@ def read_votes(path: Path | str, ours: str | None = None, models: Sequence[str] 
     ours, models = folded_name(ours) if ours else ours, tuple(map(folded_name, models))
     votes: list[Vote] = []
     seen: dict[tuple[Any, ...], int] = {}
-    first_of: dict[str, Vote] = {}
+    surveys: dict[str, tuple[str, int]] = {}
     error: FieldError | None = None
     for line, row in scan(path, finite=True):
         result = (
@@ -117,7 +117,8 @@ def read_votes(path: Path | str, ours: str | None = None, models: Sequence[str] 
             else _vote(row, line, {*models, *([ours] if ours else [])} if models else set())
         )
         if isinstance(result, Vote):
-            result = survey_problem(result, first_of) or _unless_seen(result, seen)
+            wrong = survey_problem(result.survey, result.survey_id, line, surveys)
+            result = wrong or _unless_seen(result, seen)
         if isinstance(result, FieldError):
             error = result
             break
@@ -128,8 +129,10 @@ def read_votes(path: Path | str, ours: str | None = None, models: Sequence[str] 
     error = next((wrong for vote in votes if (wrong := _side_error(vote, ours))), error)
     if error:
         raise ValueError(error.at(path))
-    votes, about_surveys = told_apart(votes)
-    return VoteSet(path, tuple(votes), ours, (*_warnings(votes), *about_surveys))
+    names, about_surveys = names_of_raters([(vote.survey, vote.survey_id, vote.user_id) for vote in votes])
+    if names != [vote.user_id for vote in votes]:
+        votes = [replace(vote, user_id=name) for vote, name in zip(votes, names, strict=True)]
+    return VoteSet(path, tuple(votes), ours, (*_warnings(votes), *about_surveys, *_other_clips(votes)))
 
 
 def _vote(row: dict[str, Any], line: int, models: set[str]) -> Vote | FieldError:
@@ -213,6 +216,23 @@ def _warnings(votes: Sequence[Vote]) -> tuple[str, ...]:
             "cases": (vote.case_id for vote in votes),
             "models": (model for vote in votes for model in vote.pair),
         }
+    )
+
+
+def _other_clips(votes: Sequence[Vote]) -> tuple[str, ...]:
+    """A line where clips of one model and case have several digests: of two trainings, it may be."""
+    digests: dict[tuple[str, str], set[str]] = {}
+    for vote in votes:
+        for side in SIDES:
+            if digest := getattr(vote, f"{side}_sha256"):
+                digests.setdefault((vote.case_id, getattr(vote, f"{side}_model")), set()).add(digest)
+    several = [named for named, found in digests.items() if len(found) > 1]
+    if not several:
+        return ()
+    case, model = several[0]
+    return (
+        f"{len(several)} clips have several digests, the first is of {model!r} for case {case!r}: votes on "
+        "different clips are counted as on one; give two models two names",
     )
 
 

@@ -20,6 +20,7 @@ from pretrain.storage import is_file, move_aside, trash_of, writing
 
 Action = Literal["train", "keep", "resume", "extend", "refuse"]
 DEPENDS, RESUMED = "depends", "resumed"  # of run.json, beside the facts that a model keeps
+_ENDS = ("model", "adapter")  # what a training writes at its end; the first makes it a finished one
 
 
 class TrainingRun(Protocol):
@@ -186,16 +187,18 @@ def claim(run: TrainingRun) -> Verdict:
     """Make run.out this run's: its record is written unless a finished training is kept. Returns the verdict.
 
     With run.anyway it goes on from the newest state although fields that count differ. What is extended loses
-    its end: its model is moved aside. Raises ValueError naming each field that differs.
+    its end: its model, and the adapter of a fine-tuning, are moved aside. Raises ValueError naming each field
+    that differs.
     """
     verdict = verdict_of(run)
     if verdict.action == "refuse" and not (run.anyway and verdict.can_go_on_anyway):
         raise ValueError(refusal(verdict, run.out, "give another folder, or move this one away"))
     if verdict.action == "keep":
         return verdict
-    if is_finished(run.out, read_state(run.out)):
+    if read_state(run.out).get("status") == "finished":
         # before the record: a kill in between leaves the training that was there, without its end
-        move_aside(run.out / "model", run.trash or trash_of(run.out), f"{run.label}-model")
+        for name in _ENDS:
+            move_aside(run.out / name, run.trash or trash_of(run.out), f"{run.label}-{name}")
         (run.out / STATE).unlink(missing_ok=True)
     write_record(run.out, run, verdict)
     return verdict

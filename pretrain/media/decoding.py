@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,17 +15,22 @@ from pretrain.media.channels import of_frame
 from pretrain.media.errors import AGAIN, MediaError
 from pretrain.media.geometry import PictureConverter
 from pretrain.media.limits import Admit, MediaLimits
-from pretrain.media.streams import ChosenStreams, expected_packets, pixel_aspect, promised_seconds, start_of
+from pretrain.media.picture_times import PictureLog
+from pretrain.media.streams import (
+    ChosenStreams,
+    counts_packets,
+    expected_packets,
+    pixel_aspect,
+    promised_seconds,
+    start_of,
+)
 
 
 @dataclass(eq=False)
-class Pictures:
+class Pictures(PictureLog):
     """Decoded pictures in the order in which they are shown."""
 
     frames: list[np.ndarray] = field(default_factory=list)  # uint8 [H, W, 3] each
-    times: list[float] = field(default_factory=list)  # seconds; NaN where the file gives none
-    last_s: float = 0.0  # how long the last one is shown; 0 where the file does not say
-    interlaced: int = 0
     hidden: int = 0  # packets that an edit list leaves out
 
 
@@ -46,8 +52,8 @@ def decode(
     Raises MediaError for what is beyond `limits`, changes within a stream or is cut off, FFmpegError for
     corrupt content.
     """
-    pictures, sounds = Pictures(), Sounds()
-    counter, counted = _Counter(path, limits), container.format.name == "avi"
+    pictures, sounds = Pictures(counts_packets(container)), Sounds()
+    counter = _Counter(path, limits)
     to_picture = None
     if streams.video is not None:
         to_picture = PictureConverter(path, pixel_aspect(streams.video), limits)
@@ -59,11 +65,9 @@ def decode(
         for frame in packet.decode():
             if isinstance(frame, av.VideoFrame) and to_picture is not None:
                 admit(frame)
-                pictures.interlaced += frame.interlaced_frame
-                pictures.times.append(_place(frame, pictures) if counted else _seconds(frame))
-                pictures.last_s = float((frame.duration or 0) * (frame.time_base or 0))
+                at_s = pictures.add(frame)
                 pictures.frames.append(to_picture(frame))
-                counter.add(pictures.times[-1], pictures.frames[-1], len(pictures.frames))
+                counter.add(at_s, pictures.frames[-1], len(pictures.frames))
             elif isinstance(frame, av.AudioFrame):
                 admit(frame)
                 _add_sound(path, sounds, frame)
@@ -106,33 +110,36 @@ def _add_sound(path: Path, sounds: Sounds, frame: av.AudioFrame) -> None:
 def _check_whole(
     path: Path, container: InputContainer, streams: ChosenStreams, pictures: Pictures, sounds: Sounds
 ) -> None:
-    """Raises MediaError where the header promises more than 10 % beyond what is there."""
-    if streams.video is not None:
-        expected, found = expected_packets(streams.video) - pictures.hidden, len(pictures.frames)
-        if found and found < 0.9 * expected:
-            raise MediaError(f"{path}: truncated, {found} of {expected} frames can be read; {AGAIN}")
-    ends = [time - start_of(container) for time in pictures.times[-1:]]
-    ends += [
-        time - start_of(container) + chunk.shape[1] / sounds.rate
+    ends_s = [*pictures.times[-1:]]
+    ends_s += [
+        time + chunk.shape[1] / sounds.rate
         for time, chunk in zip(sounds.times[-1:], sounds.chunks[-1:], strict=True)
     ]
-    known = [end for end in ends if not math.isnan(end)]
+    check_whole(path, container, streams, len(pictures.frames), pictures.hidden, ends_s)
+
+
+def check_whole(
+    path: Path,
+    container: InputContainer,
+    streams: ChosenStreams,
+    found: int,
+    hidden: int,
+    ends_s: Sequence[float],
+) -> None:
+    """Raises MediaError where the header promises more than 10 % beyond what is there.
+
+    `found` pictures were decoded, `hidden` packets are left out by an edit list; `ends_s`: where the streams
+    end on the file's clock, NaN where that is not known.
+    """
+    if streams.video is not None:
+        expected = expected_packets(streams.video) - hidden
+        if found and found < 0.9 * expected:
+            raise MediaError(f"{path}: truncated, {found} of {expected} frames can be read; {AGAIN}")
+    known = [end - start_of(container) for end in ends_s if not math.isnan(end)]
     promised = promised_seconds(container, streams)
     if known and max(known) < 0.9 * promised - 0.5:
         raise MediaError(f"{path}: truncated, {max(known):.3g} of {promised:.3g} s can be read; {AGAIN}")
 
 
-def _place(frame: av.VideoFrame, before: Pictures) -> float:
-    """Seconds of a picture where the container counts its packets and has no presentation times (avi).
-
-    Pictures come out in the order in which they are shown, so the decoding time of each is the time of its
-    place. The last ones, which the decoder held back, follow at its rate.
-    """
-    if frame.dts is not None and frame.time_base is not None:
-        return float(frame.dts * frame.time_base)
-    step = before.times[-1] - before.times[-2] if len(before.times) > 1 else 0.0
-    return before.times[-1] + step if before.times else _seconds(frame)
-
-
-def _seconds(frame: av.VideoFrame | av.AudioFrame) -> float:
+def _seconds(frame: av.AudioFrame) -> float:
     return float(frame.time) if frame.time is not None else math.nan

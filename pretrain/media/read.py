@@ -7,8 +7,7 @@ hides are left out, holes are filled (and said), a stream that starts late is pa
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,17 +16,17 @@ import numpy as np
 from av.container import InputContainer
 
 from pretrain.media.channels import check_channels, mixed
-from pretrain.media.decoding import Pictures, Sounds, decode
+from pretrain.media.decoding import Sounds, decode
 from pretrain.media.errors import AGAIN, MediaError, media_errors
 from pretrain.media.first_picture import first_frame
 from pretrain.media.geometry import shown_size
 from pretrain.media.limits import LOCAL_LIMITS, Admit, MediaLimits, everything
+from pretrain.media.picture_times import PictureTimes
 from pretrain.media.samples import check_finite, to_rate
 from pretrain.media.sniff import check_present, kind_of
 from pretrain.media.soundfiles import read_sound, sound_info
 from pretrain.media.stills import read_image, still_size
 from pretrain.media.streams import (
-    ChosenStreams,
     check_header,
     chosen,
     declared_rates,
@@ -35,7 +34,7 @@ from pretrain.media.streams import (
     pixel_aspect,
     start_of,
 )
-from pretrain.media.timeline import DEFAULT_FPS, increasing, nominal_rate, num_ticks, plan_sounds, show
+from pretrain.media.timeline import DEFAULT_FPS, nominal_rate, plan_sounds
 
 DEFAULT_RATE_HZ = 16_000
 
@@ -131,12 +130,13 @@ def read_container(
     streams = chosen(path, container, want_video, want_audio)
     check_header(path, container, streams, limits)
     pictures, sounds = decode(path, container, streams, limits, admit)
-    frames, waveform, mended = None, None, {}
-    zero_s = _zero(container, streams, pictures)
+    frames, waveform, mended, zero_s = None, None, {}, start_of(container)
     if streams.video is not None:
-        fps, frames = _on_ticks(path, pictures, streams, fps, limits, mended)
-        if pictures.interlaced:
-            mended["interlaced_frames"] = float(pictures.interlaced)
+        if not pictures.frames:
+            raise MediaError(f"{path}: 0 seconds of video; {AGAIN}")
+        shown = pictures.settled(declared_rates(streams.video))
+        zero_s = float(shown.times[0])
+        fps, frames = _on_ticks(path, pictures.frames, shown, fps, limits, mended)
     rate = sample_rate_hz or DEFAULT_RATE_HZ
     if streams.audio is not None:
         waveform = _joined(path, sounds, channels, zero_s, limits, mended)
@@ -194,38 +194,23 @@ def _still(
     return Media(frames, fps or DEFAULT_FPS, None, rate or DEFAULT_RATE_HZ)
 
 
-def _zero(container: InputContainer, streams: ChosenStreams, pictures: Pictures) -> float:
-    """Seconds of the file's clock at which the clip starts: its first picture, else its first stream."""
-    if streams.video is not None:
-        first = pictures.times[0] if pictures.times else math.nan
-        return first if math.isfinite(first) else 0.0
-    return start_of(container)
-
-
 def _on_ticks(
     path: Path,
-    pictures: Pictures,
-    streams: ChosenStreams,
+    pictures: Sequence[np.ndarray],
+    shown: PictureTimes,
     fps: float | None,
     limits: MediaLimits,
     mended: dict[str, float],
 ) -> tuple[float, np.ndarray]:
     """(frames a second, uint8 [T, H, W, 3])."""
-    if not pictures.frames:
-        raise MediaError(f"{path}: 0 seconds of video; {AGAIN}")
-    assert streams.video is not None
-    nominal = nominal_rate(np.array(pictures.times), declared_rates(streams.video))
-    fps = fps or nominal
-    times = increasing(np.array(pictures.times), 1.0 / nominal)
-    last_s = pictures.last_s if pictures.last_s > 0.5 / nominal else 1.0 / nominal
-    height, width = pictures.frames[0].shape[:2]
-    limits.check_picture(path, width, height, num_ticks(times, fps, last_s))
-    showing = show(times, fps, nominal, last_s)
-    if abs(nominal - fps) > 1e-3 * fps:
-        _say(f"frame rate {nominal:g} fps, wanted {fps:g}: the frame nearest in time is taken", path)
-    if showing.repeated:
-        mended["repeated_frames"] = float(showing.repeated)
-    return fps, np.stack([pictures.frames[index] for index in showing.index])
+    fps = fps or shown.nominal
+    height, width = pictures[0].shape[:2]
+    limits.check_picture(path, width, height, shown.num_ticks(fps))
+    showing = shown.whole(fps)
+    if abs(shown.nominal - fps) > 1e-3 * fps:
+        _say(f"frame rate {shown.nominal:g} fps, wanted {fps:g}: the frame nearest in time is taken", path)
+    mended |= shown.mended(showing)
+    return fps, np.stack([pictures[index] for index in showing.index])
 
 
 def _joined(

@@ -102,13 +102,16 @@ def chosen(path: Path, container: InputContainer, video: bool | None, audio: boo
     return streams
 
 
-def check_header(path: Path, container: InputContainer, streams: ChosenStreams, limits: MediaLimits) -> None:
-    """Raises MediaLimitError for what the header promises beyond the limits."""
+def check_header(
+    path: Path, container: InputContainer, streams: ChosenStreams, limits: MediaLimits, held: bool = True
+) -> None:
+    """Raises MediaLimitError for what the header promises beyond the limits; `held`: all pictures at once."""
     if container.duration is not None:
         limits.check_seconds(path, container.duration / av.time_base)
     if streams.video is not None:
         context = streams.video.codec_context
-        limits.check_picture(path, context.width, context.height, max(1, expected_packets(streams.video)))
+        count = max(1, expected_packets(streams.video)) if held else 1
+        limits.check_picture(path, context.width, context.height, count)
         # the stream itself may say another size later
         context.options = {**context.options, "max_pixels": str(limits.pixels)}
 
@@ -140,6 +143,11 @@ def promised_seconds(container: InputContainer, streams: ChosenStreams) -> float
         return max(own)
     alone = len(streams.present()) == len(container.streams)
     return (container.duration or 0) / av.time_base if alone else 0.0
+
+
+def counts_packets(container: InputContainer) -> bool:
+    """The container numbers its packets, and has no times at which pictures are shown (avi)."""
+    return container.format.name == "avi"
 
 
 def start_of(container: InputContainer) -> float:

@@ -113,24 +113,57 @@ def num_ticks(times: np.ndarray, fps: float, last_s: float) -> int:
     return max(1, round((times[-1] - times[0] + last_s) * fps))
 
 
-def show(times: np.ndarray, fps: float, nominal: float, last_s: float) -> Showing:
-    """Pictures with increasing `times` [N] at a constant `fps`; the last one is shown for `last_s` seconds.
+def shown_at(times: np.ndarray, at_s: np.ndarray, fps: float) -> np.ndarray:
+    """int [T]: which of the pictures with increasing `times` [N] is shown at each tick `at_s` [T] of `fps`.
 
-    A constant rate within SAME_RATE of `fps` keeps its pictures one by one. Otherwise a picture is shown from
-    its time, rounded to the nearest tick, until the next one's, as FFmpeg's fps filter does; where pictures
-    are denser than ticks, the nearest in time.
+    A picture is shown from its time, rounded to the nearest tick, until the next one's, as FFmpeg's fps
+    filter does; where pictures are denser than ticks, the nearest in time.
+    """
+    from_s = times[1:] - np.minimum(np.diff(times), 1.0 / fps) / 2
+    return np.searchsorted(from_s, at_s - 1e-6, side="right")
+
+
+def show(times: np.ndarray, fps: float, nominal: float, last_s: float) -> Showing:
+    """Pictures with increasing `times` [N] at a constant `fps` from the first one's time on; the last one is
+    shown for `last_s` seconds.
+
+    A constant rate within SAME_RATE of `fps` keeps its pictures one by one, others are shown by `shown_at`.
     """
     held = last_s > 1.5 / nominal
-    if not held and abs(nominal - fps) <= SAME_RATE * fps and is_constant(times, nominal):
+    if not held and _one_by_one(times, fps, nominal):
         return Showing(np.arange(len(times)), fps, 0)
-    gaps = np.diff(times)
-    from_s = times[1:] - times[0] - np.minimum(gaps, 1.0 / fps) / 2
     ticks = np.arange(num_ticks(times, fps, last_s)) / fps
-    index = np.searchsorted(from_s, ticks - 1e-6, side="right")
+    index = shown_at(times - times[0], ticks, fps)
+    return Showing(index, fps, _repeated(index, times, fps, nominal, last_s))
+
+
+def show_stretch(
+    times: np.ndarray, fps: float, nominal: float, last_s: float, start_s: float, count: int
+) -> Showing:
+    """As `show`, of the `count` ticks from `start_s` on, which is on the clock of `times`.
+
+    A rate that is constant there and within SAME_RATE of `fps` keeps its pictures one by one from the picture
+    that is shown at `start_s`. A picture whose time is at the end of the stretch or later is never shown.
+    """
+    index = shown_at(times, start_s + np.arange(count) / fps, fps)
+    first = int(index[0])
+    if _one_by_one(times[first : first + count], fps, nominal):
+        index = first + np.arange(count)
+    within = int(np.searchsorted(times, start_s + count / fps - 1e-6)) - 1
+    index = np.minimum(index, max(first, within))
+    return Showing(index, fps, _repeated(index, times, fps, nominal, last_s))
+
+
+def _one_by_one(times: np.ndarray, fps: float, nominal: float) -> bool:
+    return abs(nominal - fps) <= SAME_RATE * fps and is_constant(times, nominal)
+
+
+def _repeated(index: np.ndarray, times: np.ndarray, fps: float, nominal: float, last_s: float) -> int:
+    """Ticks beyond a picture's usual ones, of pictures that stay longer than usual."""
     shown = np.bincount(index, minlength=len(times))
     usual = max(1, math.ceil(fps / nominal - 1e-6))
-    sparse = np.append(gaps, last_s) > 1.5 / nominal
-    return Showing(index, fps, int(np.maximum(0, shown[sparse] - usual).sum()))
+    sparse = np.append(np.diff(times), last_s) > 1.5 / nominal
+    return int(np.maximum(0, shown[sparse] - usual).sum())
 
 
 def plan_sounds(starts_s: Sequence[float], lengths: Sequence[int], rate: int) -> SoundPlan:

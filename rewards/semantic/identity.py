@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rewards.base import Unscorable, score_prepared
+from rewards.pictures import visible_frames
 from rewards.types import Clip, Score
 
 SIDE, CELLS = 64, 8  # pictures are brought to 64 x 64 pixels and described in 8 x 8 cells
@@ -30,7 +31,8 @@ class FirstFrameIdentity:
 
     Half is the cosine of the cells' colours (brightness divided out), half that of the edges' directions and
     strengths. Score.parts: `colour`, `edges` and `lowest`, the least alike frame. NaN with a reason without
-    first frame or frames, for black ones, and where the two differ in aspect ratio by more than 10 %.
+    first frame, for fewer than 2 frames, black ones and other than uint8 RGB, and where the two differ in
+    aspect ratio by more than 10 %.
     """
 
     name = "identity_colour_edge"
@@ -74,20 +76,23 @@ def _unit(features: Tensor) -> Tensor:
 
 
 def _pictures(clip: Clip) -> tuple[np.ndarray, np.ndarray]:
-    if clip.first_frame is None or clip.frames is None or not len(clip.frames):
-        raise Unscorable("no first frame to compare with" if clip.first_frame is None else "no frames")
-    if int(clip.first_frame.max()) < BLACK or int(clip.frames.max()) < BLACK:
+    if clip.first_frame is None:
+        raise Unscorable("no first frame to compare with")
+    frames, first = visible_frames(clip), np.asarray(clip.first_frame)
+    if first.dtype != np.uint8 or first.ndim != 3 or first.shape[2] != 3 or not first.size:
         raise Unscorable(
-            "the first frame is black" if int(clip.first_frame.max()) < BLACK else "the frames are black"
+            f"the first frame must be uint8 [H, W, 3] RGB, got {first.dtype} {list(first.shape)}"
         )
-    (height, width), (height0, width0) = clip.frames.shape[1:3], clip.first_frame.shape[:2]
+    if int(first.max()) < BLACK:
+        raise Unscorable("the first frame is black")
+    (height, width), (height0, width0) = frames.shape[1:3], first.shape[:2]
     change = (width * height0) / (height * width0)
     if not 1 / MAX_ASPECT_CHANGE <= change <= MAX_ASPECT_CHANGE:
         raise Unscorable(
             f"the first frame is {width0}x{height0}, the frames are {width}x{height}; crop it as the "
             "model's input was"
         )
-    return clip.frames, clip.first_frame[None]
+    return frames, first[None]
 
 
 def _score(frames: np.ndarray, first: np.ndarray) -> Score:

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from rewards.base import Unscorable, score_prepared
+from rewards.pictures import check_fps, rgb_frames
 from rewards.semantic.fbank import RATE_HZ, fbank
 from rewards.sound import mono_16khz
 from rewards.types import Clip, Score
@@ -152,11 +153,9 @@ def _crops(pixels: Tensor) -> list[Tensor]:
 
 
 def _prepare(clip: Clip) -> tuple[Tensor, Tensor]:
-    if clip.frames is None or len(clip.frames) < 2:
-        raise Unscorable(
-            "no frames" if clip.frames is None else f"{len(clip.frames)} frame(s), at least 2 are needed"
-        )
-    if int(clip.frames.max()) == 0:
+    frames = rgb_frames(clip)
+    check_fps(clip)
+    if int(frames.max()) == 0:
         raise Unscorable("the pictures are black")
     waveform = mono_16khz(clip)
-    return video_views(clip.frames, clip.fps), sound_views(waveform)
+    return video_views(frames, clip.fps), sound_views(waveform)

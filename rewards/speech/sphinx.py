@@ -119,6 +119,8 @@ def _decode(decoder: Any, sound: Sound) -> Any:
     # reset: its noise estimate would carry over from the previous sound and make scores depend on order
     decoder.reinit_feat()
     decoder.start_utt()
-    decoder.process_raw(sound.pcm, full_utt=True)
-    decoder.end_utt()
+    try:
+        decoder.process_raw(sound.pcm, full_utt=True)
+    finally:  # whatever is raised, it is ready for the next sound
+        decoder.end_utt()
     return decoder

@@ -19,11 +19,13 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
 
 from case_clips import clip_lines  # noqa: E402
 from case_generate import generated_lines  # noqa: E402
+from case_prepare import prepared_lines  # noqa: E402
 from case_texts import text_lines  # noqa: E402
 from case_world import Line, World  # noqa: E402
 
 PARTS: dict[str, Callable[[World], Iterator[Line]]] = {
     "clips": clip_lines,
+    "prepare": prepared_lines,
     "texts": text_lines,
     "generate": generated_lines,
 }

@@ -17,6 +17,7 @@ from builders import CHANNELS, Source, number_of
 from ffmpeg_reading import Built, Reading, on_timeline
 from sources import ASPECTS, CUTS, EVEN, LOST, SOURCES, TURNED, UNEVEN
 
+from pretrain.media.passing import PassingPictures
 from pretrain.media.read import probe, read_media
 
 MILLISECOND = 1e-3
@@ -81,6 +82,8 @@ def test_frames_times_and_samples_equal_ffmpegs(built: Built, source: Source) ->
         else:  # avi's muxer leaves an empty place before the second frame where the sound begins earlier
             check_frames_at(media.frames, media.fps, reading)
         check_frames_at(read_media(path, fps=10.0, want_audio=False).frames, 10.0, reading)
+        check_passing(path, media.fps)
+        check_passing(path, 10.0)
     if source.audio is not None:
         check_sound(path, source, reading)
 
@@ -91,6 +94,7 @@ def test_frames_of_uneven_times_are_shown_at_their_times(built: Built, source: S
     for fps in (None, 24.0, 10.0):
         media = read_media(path, fps=fps)
         check_frames_at(media.frames, media.fps, reading)
+    check_passing(path, 24.0)
     check_sound(path, source, reading)
 
 
@@ -124,6 +128,18 @@ def test_pixels_become_square(built: Built, source: Source) -> None:
     assert numbers(media.frames) == numbers(reading.frames)
 
 
+def check_passing(path: Path, fps: float) -> None:
+    """Pictures that pass one by one are shown at the ticks at which those of the whole clip are."""
+    media, passing = read_media(path, fps=fps, want_audio=False), PassingPictures(path)
+    pictures = list(passing)
+    showing = passing.shown.stretch(float(passing.shown.times[0]), passing.shown.num_ticks(fps), fps)
+    assert media.frames is not None and len(showing.index) == len(media.frames)
+    assert all(
+        (pictures[index] == frame).all() for index, frame in zip(showing.index, media.frames, strict=True)
+    )
+    assert passing.shown.mended(showing) == media.mended
+
+
 def check_pixels(frames: np.ndarray | None, reading: Reading) -> None:
     assert frames is not None and reading.frames is not None and frames.shape == reading.frames.shape
     difference = np.abs(frames.astype(np.int16) - reading.frames).mean(axis=(1, 2, 3))
@@ -133,7 +149,11 @@ def check_pixels(frames: np.ndarray | None, reading: Reading) -> None:
 def check_sound(path: Path, source: Source, reading: Reading) -> None:
     """Two channels at the file's own rate equal FFmpeg's, sample by sample from the first picture on."""
     zero_s = 0.0
-    if reading.frame_times_s is not None:
+    if source.name.startswith("bframes") and source.name.endswith(".avi"):
+        assert reading.frame_times_s is not None and reading.frame_times_s[0] > MILLISECOND
+        # FFmpeg's program shows an AVI's pictures later by those that the decoder holds back, without its
+        # sound (test_media_twins.test_pictures_of_avi_stay_with_their_sound)
+    elif reading.frame_times_s is not None:
         zero_s = float(reading.frame_times_s[0])
     elif reading.sample_starts is not None and len(reading.sample_starts):
         zero_s = float(reading.sample_starts[0]) / reading.sample_rate_hz

@@ -62,6 +62,23 @@ def test_an_even_file_is_not_said_to_be_mended(tmp_path: Path) -> None:
     assert read_media(build(Source("b.avi"), tmp_path)).mended == {"repeated_frames": 2}
 
 
+@pytest.mark.parametrize("lost", ["0", r"between(n\,20\,33)"], ids=["whole", "hole"])
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_pictures_of_avi_stay_with_their_sound(tmp_path: Path, codec: str, lost: str) -> None:
+    """B-frames come out of the decoder late, and an AVI has no times at which they are shown."""
+    video = ("-c:v", codec, "-bf", "2", "-pix_fmt", "yuv420p", "-b:v", "2M")
+    pcm = ("-c:a", "pcm_s16le")
+    filters = (f"select=not({lost})",)
+    path = build(Source("a.avi", video, pcm, num_frames=48, filters=filters), tmp_path)
+    media = read_media(path)
+    found = numbers(media.frames)
+    kept = sorted({number for number in found})
+    held = [max(number for number in kept if number <= tick) for tick in range(len(found))]
+    assert found == held and abs(len(found) - 48) <= 1 and len(kept) == (48 if lost == "0" else 34)
+    assert media.waveform is not None
+    assert abs(lag_s(media.waveform, sound(2.0, RATE)[0], RATE)) < 2e-3
+
+
 def test_a_cover_picture_is_not_the_clip(tmp_path: Path) -> None:
     clip = build(Source("clip.mp4"), tmp_path)
     ffmpeg("-f", "lavfi", "-i", "color=red:size=320x320", "-frames:v", "1", tmp_path / "cover.png")
