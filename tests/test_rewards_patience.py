@@ -156,7 +156,8 @@ def test_only_what_may_pass_is_asked_again(first, tries):
 def test_what_may_pass_is_marked_by_the_service():
     scoring = LocalScoring("snr_estimate_db")
     scoring.num_lost = 2
-    with listening(build_app(scoring, [], SMALL, digest_of(TOKEN))) as url:
+    app = build_app(scoring, [], SMALL, digest_of(TOKEN))  # pyright: ignore[reportArgumentType]
+    with listening(app) as url:
         assert RemoteReward("lost", url, num_tries=1, backoff_s=0.02).score([CLIP])[0].value == 0.25
         assert scoring.num_lost == 0
         with pytest.raises(ConnectionError, match="failed there: its process died"):

@@ -8,7 +8,7 @@ from typing import Any
 
 from pretrain.jsonl import FieldError
 
-Rater = tuple[str, str, str]  # survey and survey_id, "" = none, and user_id
+RaterKey = tuple[str, str, str]  # survey and survey_id, "" = none, and user_id
 
 
 def survey_of(row: Mapping[str, Any]) -> tuple[str, str]:
@@ -34,7 +34,7 @@ def survey_problem(
     )
 
 
-def names_of_raters(votes: Sequence[Rater]) -> tuple[list[str], tuple[str, ...]]:
+def names_of_raters(votes: Sequence[RaterKey]) -> tuple[list[str], tuple[str, ...]]:
     """The name of each vote's rater, SURVEY/RATER where votes are of several surveys, and a line about it.
 
     Raters of one survey, or of none, keep their names, and so do those without a survey beside others.

@@ -50,8 +50,8 @@ def snr_db(waveform: np.ndarray) -> float:
     powers = (frames**2).mean(axis=1)
     estimate = _estimate(powers)
     # a frame is of 5 blocks, the next one begins 2 later
-    heard = np.lib.stride_tricks.sliding_window_view(_heard_blocks(waveform), FRAME // BLOCK)
-    heard = heard[:: HOP // BLOCK].all(axis=1)
+    of_frames = np.lib.stride_tricks.sliding_window_view(_heard_blocks(waveform), FRAME // BLOCK)
+    heard: np.ndarray = of_frames[:: HOP // BLOCK].min(axis=1)
     if heard.all() or not heard.any():
         return estimate
     alone = _estimate(powers[: len(heard)][heard])
