@@ -214,19 +214,19 @@ _VERBS = (
     Verb(
         "launch node",
         "launch.node",
-        "train on this machine by a script",
+        "train or fine-tune on this machine by a script",
         "nava_6b --gpus-per-node 8 --dry-run",
     ),
     Verb(
         "launch slurm",
         "launch.slurm",
-        "train under Slurm, requeued when preempted",
+        "train or fine-tune under Slurm, requeued when preempted",
         "nava_6b --nodes 16 --dry-run",
     ),
     Verb(
         "launch kubernetes",
         "launch.kubernetes",
-        "train as a Kubeflow TrainJob",
+        "train or fine-tune as a Kubeflow TrainJob",
         "nava_6b --nodes 16 --image IMAGE --dry-run",
     ),
     Verb("submit", "submit.submit", "run a stage of the pipeline as a Ray job", "mini --stage align"),

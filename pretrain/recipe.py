@@ -255,18 +255,23 @@ class PretrainConfig:
 
     def local_batch(self, world_size: int) -> int:
         """Samples per micro-batch of a rank or context group. Raises ValueError if not divisible."""
-        holders = world_size // self.parallel.context
-        if world_size % (self.parallel.context * self.parallel.replicas):
-            degrees = f"parallel.replicas {self.parallel.replicas} x parallel.context {self.parallel.context}"
-            raise ValueError(f"{degrees} does not divide {world_size} ranks; choose divisors")
-        local = self.local_batch_size or self.global_batch_size // holders
-        if local < 1 or self.global_batch_size % (local * holders):
-            raise ValueError(
-                f"global_batch_size {self.global_batch_size} does not split over {holders} data-parallel "
-                "ranks x local_batch_size "
-                f"{local}; set one of them so that it does"
-            )
-        return local
+        return local_batch(self.global_batch_size, self.local_batch_size, self.parallel, world_size)
+
+
+def local_batch(batch: int, local_batch_size: int, parallel: ParallelConfig, world_size: int) -> int:
+    """Samples per micro-batch of a rank or context group, of a global batch of `batch`; local_batch_size: 0 =
+    the whole share. Raises ValueError if not divisible."""
+    holders = world_size // parallel.context
+    if world_size % (parallel.context * parallel.replicas):
+        degrees = f"parallel.replicas {parallel.replicas} x parallel.context {parallel.context}"
+        raise ValueError(f"{degrees} does not divide {world_size} ranks; choose divisors")
+    local = local_batch_size or batch // holders
+    if local < 1 or batch % (local * holders):
+        raise ValueError(
+            f"global_batch_size {batch} does not split over {holders} data-parallel ranks x local_batch_size "
+            f"{local}; set one of them so that it does"
+        )
+    return local
 
 
 def recipe_hash(config: PretrainConfig, stage: str) -> str:

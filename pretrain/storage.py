@@ -32,23 +32,8 @@ if TYPE_CHECKING:
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 _COLLAPSED = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(.*)", re.DOTALL)  # what pathlib makes of a URL
 _STORES = (
-    "s3",
-    "s3a",
-    "gs",
-    "gcs",
-    "abfs",
-    "az",
-    "adl",
-    "oci",
-    "oss",
-    "memory",
-    "hdfs",
-    "sftp",
-    "ssh",
-    "http",
-    "https",
-    "hf",
-    "webdav",
+    *("s3", "s3a", "gs", "gcs", "abfs", "az", "adl", "oci", "oss", "memory", "hdfs", "sftp", "ssh"),
+    *("http", "https", "hf", "webdav"),
 )
 # an object appears when its upload is complete
 _WHOLE_UPLOADS = ("s3", "s3a", "gs", "gcs", "abfs", "az", "adl", "oci", "oss")
@@ -73,18 +58,6 @@ _DRIVERS = {
 _OPTIONS = {"use_listings_cache": False}  # other ranks write too
 _S3_OPTIONS = {"max_concurrency": 4}  # parts of 50 MiB in memory at once
 _CHUNK = 8 * 2**20
-# what stores call a file's version, checksum or time of change
-_TAGS = (
-    "ETag",
-    "etag",
-    "md5Hash",
-    "content_md5",
-    "last_modified",
-    "LastModified",
-    "updated",
-    "mtime",
-    "created",
-)
 _OF_OUT = (TRASH, "tracking")  # folders that only an output folder has
 
 
@@ -131,29 +104,16 @@ def is_file(path: Path) -> bool:
     """Whether the file is there. Raises OSError in one line where the store does not answer or forbids it."""
     if not is_remote(path):
         return path.is_file()
-    with named_errors(path):
-        try:
-            return _store(path).info(_key(path))["type"] == "file"
-        except FileNotFoundError:
-            return False
+    return (object_info(path) or {}).get("type") == "file"
 
 
-def stamp_of(path: Path) -> str:
-    """What changes with a file's content, without reading it: size and time of change, or a store's ETag;
-    "missing" where it is not there. Raises OSError in one line where the store does not answer."""
-    if not is_remote(path):
-        try:
-            found = path.stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return "missing"
-        return f"{found.st_size} {found.st_mtime_ns}"
+def object_info(path: Path) -> dict[str, Any] | None:
+    """What a store says of an object; None where there is none. Raises OSError as `is_file`."""
     with named_errors(path):
         try:
-            about = _store(path).info(_key(path))
+            return _store(path).info(_key(path))
         except FileNotFoundError:
-            return "missing"
-    tag = next((about[name] for name in _TAGS if about.get(name)), "")
-    return f"{about.get('size')} {tag}"
+            return None
 
 
 def list_folder(path: Path) -> list[Path]:

@@ -19,12 +19,12 @@ from finetune.sft.config import FinetuneConfig, SoundConfig
 from pretrain.codecs.load import load_codecs
 from pretrain.data.encoding.config import EncodeConfig
 from pretrain.data.encoding.encode import encode_set
-from pretrain.data.encoding.media_files import files_of, media_digest
+from pretrain.data.encoding.media_files import files_of, media_digest, stamp_of
 from pretrain.data.manifest import ManifestRow, write_manifest
 from pretrain.data.stream.store import LatentStore
 from pretrain.generation.config import GenerateConfig
 from pretrain.media.write import write_wav
-from pretrain.storage import place, stamp_of
+from pretrain.storage import place
 
 CONFIG = FinetuneConfig(sound=SoundConfig(required=False), base_share=0.0)
 SIZES = GenerateConfig(num_frames=5, height=32, width=32)

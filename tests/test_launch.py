@@ -20,7 +20,7 @@ from launch_world import free_port, write_world
 from experiments.cli import main
 from experiments.jobs import kubernetes, node, slurm
 from experiments.jobs.kubernetes import KubernetesOptions
-from experiments.jobs.request import RENDEZVOUS_PORT, Request
+from experiments.jobs.request import RENDEZVOUS_PORT, Finetuning, Request
 from experiments.jobs.slurm import SlurmOptions
 from pretrain.launch.nodes import Nodes, find_node_rank
 
@@ -30,8 +30,9 @@ IMAGE = KubernetesOptions(image="registry/nava:1")
 
 def of_script(text: str, rendezvous: str = "") -> list[str]:
     """What a shell would run as `nava`: the script with `exec` printing its arguments."""
-    line = next(line for line in text.split("\n") if "nava pretrain" in line)
-    line = line[line.index("nava pretrain") :].removesuffix(" &")
+    started = re.compile("nava (pretrain|finetune) ")
+    line, at = next((line, at) for line in text.split("\n") if (at := started.search(line)))
+    line = line[at.start() :].removesuffix(" &")
     program = f'rendezvous={shlex.quote(rendezvous)}\nshow() {{ printf "%s\\0" "$@"; }}\nshow {line}'
     done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True)
     return done.stdout.split("\0")[:-1]
@@ -153,6 +154,11 @@ def test_trainjob_has_what_kubeflow_needs(trainer) -> None:
         (lambda: Request(recipe="a", env=("1X=2",)), "NAME=value"),
         (lambda: Request(recipe="a", env=("A\nB",)), "control characters"),
         (lambda: Request(recipe="a", grace_s=5), "grace"),
+        (lambda: Request(recipe="a", finetune=Finetuning(clips="a\nb")), "control characters"),
+        (lambda: Request(recipe="a", finetune=Finetuning(clips="c"), stage="stage1"), "finetune.model"),
+        (lambda: Request(recipe="a", finetune=Finetuning(clips="c"), init_from="m"), "finetune.model"),
+        (lambda: Finetuning(model="m"), "--finetune.model: a fine-tuning needs clips"),
+        (lambda: Finetuning(clips="c", lora=True, full=True), "exclude each other"),
         (lambda: SlurmOptions(partition="x\n#SBATCH --array=1"), "--partition"),
         (lambda: KubernetesOptions(image=""), "--image"),
         (lambda: KubernetesOptions(image="i", claim="c"), "belong together"),

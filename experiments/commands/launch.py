@@ -1,4 +1,5 @@
-"""`nava launch`: a recipe's training as a script, an sbatch file or a TrainJob, shown or submitted."""
+"""`nava launch`: a recipe's training or a fine-tuning as a script, an sbatch file or a TrainJob, shown or
+submitted."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import tyro
 
 from experiments.commands.options import RecipeName, SetOptions, recipe_for
+from experiments.jobs.request import Finetuning
 
 if TYPE_CHECKING:
     from experiments.jobs.request import Request
@@ -37,6 +39,8 @@ DryRun = Annotated[
         "set of latents or bucket that it names is not there, seen from here"
     ),
 ]
+Finetune = Annotated[Finetuning, tyro.conf.arg(name="finetune")]
+NO_FINETUNING = Finetuning()
 FOUND_MISSING = 1
 
 
@@ -51,11 +55,18 @@ def node(
     grace_s: int = 120,
     workdir: str = "",
     env: RankEnvironment = (),
+    finetune: Finetune = NO_FINETUNING,
     settings: SetOptions = (),
     to: Folder = Path("out/launch"),
     dry_run: DryRun = False,
 ) -> int:
-    """One machine: a shell script. Without --dry-run it is written to --to and started."""
+    """One machine: a shell script. Without --dry-run it is written to --to and started.
+
+    With --finetune.clips it runs `nava finetune` on them, else `nava pretrain`.
+
+      nava launch node nava_6b --out /data/run --set pretrain.latents=/data/latents --dry-run
+      nava launch node nava_6b --finetune.clips rows.jsonl --finetune.model base --finetune.codec codec
+    """
     from experiments.jobs.node import render
 
     request = _request(locals())
@@ -88,6 +99,7 @@ def slurm(
     image: str = "",
     mounts: str = "",
     env: RankEnvironment = (),
+    finetune: Finetune = NO_FINETUNING,
     settings: SetOptions = (),
     to: Folder = Path("out/launch"),
     dry_run: DryRun = False,
@@ -96,7 +108,12 @@ def slurm(
     the job requeues itself.
 
     --grace-s is how many seconds before the end the ranks get SIGTERM. --image and --mounts are of srun's
-      containers (pyxis).
+      containers (pyxis). With --finetune.clips the job runs `nava finetune` on them, else `nava pretrain`;
+      the first node encodes clips that are not encoded, the others wait for up to two hours.
+
+      nava launch slurm nava_6b --nodes 16 --from /shared/warm --out /shared/run --dry-run
+      nava launch slurm nava_6b --nodes 2 --finetune.clips /shared/rows.jsonl --finetune.to /shared/voice \\
+        --finetune.model /shared/base --finetune.codec /shared/codec --set finetune.base=/shared/latents
     """
     from experiments.jobs.slurm import SlurmOptions, render
 
@@ -138,6 +155,7 @@ def kubernetes(
     gpu_resource: str = "nvidia.com/gpu",
     trainer: Literal["2.1", "2.2"] = "2.2",
     env: RankEnvironment = (),
+    finetune: Finetune = NO_FINETUNING,
     secret: Annotated[
         tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME=SECRET:KEY")
     ] = (),
@@ -149,7 +167,8 @@ def kubernetes(
     last checkpoint.
 
     --claim and --mount are the storage that all nodes see; --trainer is the version of Kubeflow Trainer in
-      the cluster (2.2 = or later).
+      the cluster (2.2 = or later). With --finetune.clips the pods run `nava finetune` on them, else `nava
+      pretrain`; the first one encodes clips that are not encoded.
     """
     from experiments.jobs.kubernetes import KubernetesOptions, render
 
@@ -166,10 +185,13 @@ def _request(arguments: Mapping[str, Any]) -> Request:
     from experiments.jobs.request import Request
 
     request = _from_arguments(Request, arguments)
-    config = recipe_for(request.recipe, request.settings).pretrain
+    recipe = recipe_for(request.recipe, request.settings)
+    if request.tunes:
+        recipe.finetune.check_ranks(request.world_size)
+        return request
     if request.stage != "all":
-        config.stage(request.stage)
-    config.local_batch(request.world_size)
+        recipe.pretrain.stage(request.stage)
+    recipe.pretrain.local_batch(request.world_size)
     return request
 
 
@@ -177,8 +199,8 @@ def _looked_for(request: Request, elsewhere: bool = False, mounts: str = "") -> 
     """Print what the request names and is not there; the exit code of a dry run."""
     from experiments.jobs.named import missing
 
-    config = recipe_for(request.recipe, request.settings).pretrain
-    found = missing(request, config, elsewhere, mounts)
+    recipe = recipe_for(request.recipe, request.settings)
+    found = missing(request, recipe.pretrain, elsewhere, mounts, recipe.finetune)
     for line in found:
         print(f"missing: {line}", file=sys.stderr)
     return FOUND_MISSING if found else 0

@@ -20,6 +20,7 @@ from pretrain.recipe import (
     ParallelConfig,
     PretrainConfig,
     StepPolicy,
+    local_batch,
 )
 from pretrain.schedule import StageConfig
 from pretrain.tasks import TASKS
@@ -166,6 +167,10 @@ class FinetuneConfig:
         tasks = [Task(name) for name, weight in self.tasks.items() if weight > 0]
         rate = self.lr_scale.audio or self.lr_scale.shared
         return any(TASKS[task].audio for task in tasks) and self.objective.audio_weight > 0 and rate > 0
+
+    def check_ranks(self, world_size: int) -> None:
+        """Raises ValueError where the batch does not split over the ranks."""
+        local_batch(self.global_batch_size, self.local_batch_size, self.parallel, world_size)
 
     def as_pretraining(self, flavor_name: str, base_sets: Mapping[str, float]) -> PretrainConfig:
         """The stage that the trainer runs. base_sets: weights of the base's sets among themselves.

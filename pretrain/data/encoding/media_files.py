@@ -9,9 +9,36 @@ from pathlib import Path
 
 from pretrain.data.manifest import ManifestRow
 from pretrain.progress import track
-from pretrain.storage import is_remote, stamp_of
+from pretrain.storage import is_remote, object_info
 
 _REQUESTS = 32  # at a time, where files are in a store
+# what stores call an object's checksum, version or time of change
+_TAGS = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "content_md5",
+    "last_modified",
+    "LastModified",
+    "updated",
+    "mtime",
+    "created",
+)
+_MISSING = "missing"
+
+
+def stamp_of(path: Path) -> str:
+    """What changes with a file's content, without reading it: size and time of change, or a store's ETag;
+    "missing" where it is not there. Raises OSError in one line where a store does not answer."""
+    if is_remote(path):
+        about = object_info(path)
+        tag = next((about[name] for name in _TAGS if about.get(name)), "") if about else ""
+        return f"{about.get('size')} {tag}" if about else _MISSING
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return _MISSING
+    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 def files_of(rows: Iterable[ManifestRow], folder: Path) -> list[Path]:
