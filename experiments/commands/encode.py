@@ -66,7 +66,11 @@ def encode(
     rank: OneRank = "",
     restart: RestartFlag = False,
     verify: Annotated[
-        bool, tyro.conf.arg(help="check the encoded shards first and encode damaged ones again")
+        bool,
+        tyro.conf.arg(
+            help="check the encoded shards first; encode damaged ones again, and those of local files that "
+            "changed since (size or time of change)"
+        ),
     ] = False,
 ) -> None:
     """Encode every set of a recipe's corpus into OUT/latents; or, with --list or --manifest, any sets by many

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pretrain.codecs.base import Codecs
 from pretrain.data.encoding.clips import ClipReader, MediaClip, Streams, in_order
+from pretrain.data.encoding.media_files import files_of, media_digest
 from pretrain.data.encoding.merge import write_index, write_manifest
 from pretrain.data.encoding.parts import (
     FORMAT,
@@ -37,7 +38,7 @@ from pretrain.data.stream.sample import Sample
 from pretrain.files import read_json
 from pretrain.jsonl import FieldError
 from pretrain.prompt import parse
-from pretrain.storage import create, is_file, local_file, remove_file
+from pretrain.storage import create, is_file, is_remote, local_file, remove_file
 from pretrain.types import VIDEO_FRAMES_PER_LATENT
 
 if TYPE_CHECKING:
@@ -106,7 +107,8 @@ class SetEncoder:
         return [unit for unit in range(rank, len(self.units), world_size) if unit not in done]
 
     def verify(self, rank: int = 0, world_size: int = 1) -> Iterator[int]:
-        """Verifies this rank's shards, yielding each unit; damaged and missing ones become pending again."""
+        """Verifies this rank's shards, yielding each unit; damaged and missing ones become pending again, and
+        those whose clips' files changed since (`media_digest`)."""
         for unit, num_rejected in sorted(list_parts(self.folder).items()):
             if unit % world_size == rank:
                 if not self._whole(unit, num_rejected):
@@ -164,7 +166,7 @@ class SetEncoder:
     def _encode_unit(
         self, unit: int, clips: Iterable[MediaClip | FieldError], codecs: Codecs, tally: _Tally
     ) -> Iterator[None]:
-        draft, rejected = Draft(self.config.latent_dtype), []
+        draft, rejected, media = Draft(self.config.latent_dtype), [], self._media(unit)
         batch: list[MediaClip] = []
         for clip in clips:
             if isinstance(clip, FieldError):
@@ -178,14 +180,22 @@ class SetEncoder:
                 batch = []
             yield
         _add(batch, codecs, self.config.fps, draft)
-        write_unit(self.folder, unit, draft, rejected)
+        write_unit(self.folder, unit, draft, rejected, media)
 
     def _whole(self, unit: int, num_rejected: int) -> bool:
         try:
             part = read_part(self.folder, unit, num_rejected)
         except ValueError:
             return False
+        if part.get("media") and part["media"] != self._media(unit):
+            return False
         return not part["samples"] or _has_sum(self.folder / shard_name(unit), part["sha256"])
+
+    def _media(self, unit: int) -> str:
+        """Digest of the unit's files as they are, "" for those of a store, where it costs a request each."""
+        rows = [row for row in self.units.rows(unit) if isinstance(row, ManifestRow)]
+        files = files_of(rows, self.units.folder)
+        return "" if any(map(is_remote, files)) else media_digest(files)
 
 
 class _Tally:

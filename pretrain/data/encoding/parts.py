@@ -63,12 +63,16 @@ def shard_name(unit: int) -> str:
     return f"shard-{unit:06d}.safetensors"
 
 
-def write_unit(folder: Path, unit: int, draft: Draft, rejected: Sequence[FieldError] = ()) -> None:
-    """Writes the shard (none where all rows were rejected), then its part index. Raises OSError."""
+def write_unit(
+    folder: Path, unit: int, draft: Draft, rejected: Sequence[FieldError] = (), media: str = ""
+) -> None:
+    """Writes the shard (none where all rows were rejected), then its part index. media: `media_digest` of
+    the files that were read, "" where it is not known. Raises OSError."""
     part: dict[str, Any] = {
         "unit": unit,
         "samples": draft.rows,
         "rejected": [[bad.line, bad.field, bad.message] for bad in rejected],
+        "media": media,
     }
     if draft.rows:
         with writing(folder / shard_name(unit)) as temporary:
