@@ -8,6 +8,7 @@ import pytest
 from titan_world import write_latents
 
 from experiments.layout import Layout
+from experiments.runs.tracker import RUN_KEY
 from experiments.studies.claims.config import ClaimsConfig
 from experiments.studies.claims.one_unit import core_seconds
 from experiments.studies.claims.run import METRICS, ClaimsRecipe, study_claims
@@ -109,7 +110,9 @@ def test_a_broken_study_goes_on_where_it_stopped(machine, layout, recipe, tmp_pa
     rows = ["guidance_align", "guidance_text"]
     with pytest.raises(ValueError, match="the machine broke"):
         study_claims(recipe, layout, tmp_path / "model", rows)
+    key = (layout.out / "study" / "claims" / RUN_KEY).read_text()
     page = study_claims(recipe, layout, tmp_path / "model", only_page=True)
+    assert (layout.out / "study" / "claims" / RUN_KEY).read_text() == key  # the study's run goes on
     assert page["claims"]["guidance_align"]["seeds"] == 1 and len(machine.made) == 3
     machine.breaks_at = -1
     study = study_claims(recipe, layout, tmp_path / "model", rows)

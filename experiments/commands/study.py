@@ -54,7 +54,7 @@ def claims(
     --rows: some of them (guidance_text guidance_align guidance_timbre need no training); all by default,
       which trains for days on a few cores. Sizes: --set claims.seeds=1 --set claims.num_prompts=16.
     --model: a model folder for rows that only sample, OUT/pretrain/stage3/model by default.
-    --only-page: run nothing, make the page of what is there.
+    --only-page: run nothing, make the page of what is there; also while another command trains.
     """
     from experiments.studies.claims.run import ClaimsRecipe, study_claims
 

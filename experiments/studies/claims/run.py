@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -72,7 +71,7 @@ def study_claims(
     """Run what is missing of the rows (() = all) and write OUT/study/claims.{json,md,png}; returns the JSON.
 
     The page has every row, those that were not run too. model: the folder of a trained model, of rows that
-    only sample. only_page: run nothing. What is finished is reused and a killed training resumed while
+    only sample. only_page: run and track nothing. What is finished is reused and a killed training resumed while
     settings and data are the same. Raises FileNotFoundError or ValueError in one line before anything runs,
     Interrupted on a signal.
     """
@@ -90,10 +89,8 @@ def study_claims(
     units = ClaimUnits(
         recipe.claims, recipe.generate, trainings, inputs["model"], {**scored, "metrics": [*metrics]}
     )
-    # the page can be made while another command trains
-    with nullcontext() if only_page else study.alone(), study.tracked():
-        if not only_page:
-            _run(study, units, asked, metrics, model)
+
+    def page() -> dict[str, Any]:
         trained = {
             name
             for name, claim in claims.items()
@@ -101,6 +98,12 @@ def study_claims(
         }
         table = tabulate(claims, units, trained, recipe.name)
         return study.publish(_found(table, units, metrics), draw)
+
+    if only_page:  # also while another command trains, whose tracked run is not to end by it
+        return page()
+    with study.alone(), study.tracked():
+        _run(study, units, asked, metrics, model)
+        return page()
 
 
 def metrics_of(score: ScoreConfig) -> dict[str, Metric]:
