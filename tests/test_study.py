@@ -331,3 +331,18 @@ def test_progress_tells_runs_of_one_label_apart(tmp_path, capsys):
         (run.folder / "stage1" / "metrics.jsonl").write_text(json.dumps({"step": step}) + "\n")
     progress.report(runs, force=True)
     assert "same stage1 3/10; same stage1 7/10" in capsys.readouterr().err
+
+
+def test_progress_counts_the_samplings_of_a_run_that_are_scored(tmp_path, capsys):
+    scores = tuple(tmp_path / f"scores-{number}.json" for number in range(4))
+    trained = Run("trained", tmp_path / "trained", "m", {"stage1": (1.0, 10)}, 2.0, scores[:1])
+    given = Run("given", tmp_path / "given", "m", {}, 4.0, scores)
+    (trained.folder / "stage1").mkdir(parents=True)
+    log = trained.folder / "stage1" / "metrics.jsonl"
+    log.write_text(json.dumps({"step": 5}) + "\n")
+    progress = Progress("study", [trained, given])
+    scores[0].write_text("{}")
+    assert progress.done() == pytest.approx(0.5 + 2.0 + 1.0)
+    log.write_text("".join(json.dumps({"step": step}) + "\n" for step in (5, 10)))
+    progress.report([trained, given], force=True)
+    assert "trained sampled and scored 1/1; given sampled and scored 1/4" in capsys.readouterr().err

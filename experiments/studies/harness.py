@@ -50,6 +50,7 @@ class Run:
     mark: str
     stages: Mapping[str, tuple[float, int]] = field(default_factory=dict)  # subfolder -> (work, steps)
     scoring: float = 1.0  # work of generation and scoring
+    scores: tuple[Path, ...] = ()  # files that scoring writes one after another, where it is of several parts
 
     @property
     def result(self) -> Path:
@@ -62,6 +63,11 @@ class Run:
     @property
     def work(self) -> float:
         return sum(work for work, _ in self.stages.values()) + self.scoring
+
+    @property
+    def scored(self) -> int:
+        """How many of `scores` are there."""
+        return sum(path.is_file() for path in self.scores)
 
     def read(self) -> dict[str, Any]:
         return read_json(self.result, f"remove {self.folder}")
@@ -200,7 +206,7 @@ class Progress:
         self.at_start, self.started, self.reported = self.done(), time.monotonic(), 0.0
 
     def done(self) -> float:
-        """Work of finished runs plus logged steps of the others."""
+        """Work of finished runs plus logged steps and scores of the others."""
         return sum(run.work if run.finished else self._trained(run) for run in self.runs)
 
     def _trained(self, run: Run) -> float:
@@ -209,7 +215,7 @@ class Progress:
             for row in self.tails[run.folder, stage].rows():
                 self.steps[run.folder, stage] = int(row["step"])
             work += whole * min(1.0, self.steps.get((run.folder, stage), 0) / steps)
-        return work
+        return work + (run.scoring * run.scored / len(run.scores) if run.scores else 0.0)
 
     def report(self, running: Sequence[Run], force: bool = False) -> None:
         """Print a line to stderr, at most every 20 s."""
@@ -229,10 +235,10 @@ class Progress:
 
     def _where(self, run: Run) -> str:
         reached = [stage for stage in run.stages if (run.folder, stage) in self.steps]
-        if not reached:
-            return f"{run.label} starting"
-        step = self.steps[run.folder, reached[-1]]
-        return f"{run.label} {reached[-1]} {step}/{run.stages[reached[-1]][1]}"
+        step, steps = (self.steps[run.folder, reached[-1]], run.stages[reached[-1]][1]) if reached else (0, 1)
+        if run.scores and len(reached) == len(run.stages) and (step >= steps or not reached):
+            return f"{run.label} sampled and scored {run.scored}/{len(run.scores)}"
+        return f"{run.label} {reached[-1]} {step}/{steps}" if reached else f"{run.label} starting"
 
 
 def run_each(name: str, runs: Sequence[Run], execute: Callable[[Run], None], hint: str) -> None:

@@ -71,9 +71,9 @@ def study_claims(
     """Run what is missing of the rows (() = all) and write OUT/study/claims.{json,md,png}; returns the JSON.
 
     The page has every row, those that were not run too. model: the folder of a trained model, of rows that
-    only sample. only_page: run and track nothing. What is finished is reused and a killed training resumed while
-    settings and data are the same. Raises FileNotFoundError or ValueError in one line before anything runs,
-    Interrupted on a signal.
+    only sample. only_page: run and track nothing. What is finished is reused and a killed training resumed
+    while settings and data are the same. Raises FileNotFoundError or ValueError in one line before anything
+    runs, Interrupted on a signal.
     """
     claims = all_claims(recipe.claims, recipe.pretrain)
     if not only_page:

@@ -53,7 +53,8 @@ class ClaimUnit:
         whole = float(sum(steps.values())) or 1.0
         stages = {name: (float(count), count) for name, count in steps.items()}
         mark = mark_of(sorted(path.name for path in self.samples))
-        return Run(self.label, self.folder, mark, stages, GENERATED_SHARE * whole * len(self.samples))
+        scoring = GENERATED_SHARE * whole * len(self.samples)
+        return Run(self.label, self.folder, mark, stages, scoring, tuple(self.samples))
 
     def beside(self, other: ClaimUnit) -> ClaimUnit:
         """The same unit with the samples of both."""
