@@ -48,6 +48,13 @@ OneRank = Annotated[
         "where RANK and WORLD_SIZE are those of srun or mpirun",
     ),
 ]
+VerifyFlag = Annotated[
+    bool,
+    tyro.conf.arg(
+        help="check the encoded shards first; encode damaged ones again, and those of local files that changed "
+        "since (size or time of change)"
+    ),
+]
 RestartFlag = Annotated[
     bool, tyro.conf.arg(help="encode these sets from the start; what is there goes to the trash")
 ]
@@ -65,13 +72,7 @@ def encode(
     nproc: Annotated[int, tyro.conf.arg(help="ranks; 0 = one per GPU, or two")] = 0,
     rank: OneRank = "",
     restart: RestartFlag = False,
-    verify: Annotated[
-        bool,
-        tyro.conf.arg(
-            help="check the encoded shards first; encode damaged ones again, and those of local files that "
-            "changed since (size or time of change)"
-        ),
-    ] = False,
+    verify: VerifyFlag = False,
 ) -> None:
     """Encode every set of a recipe's corpus into OUT/latents; or, with --list or --manifest, any sets by many
     ranks.

@@ -89,21 +89,11 @@ def study_claims(
     units = ClaimUnits(
         recipe.claims, recipe.generate, trainings, inputs["model"], {**scored, "metrics": [*metrics]}
     )
-
-    def page() -> dict[str, Any]:
-        trained = {
-            name
-            for name, claim in claims.items()
-            if claim.trains and not claim.refusal(recipe.pretrain) and _begun(units, claim)
-        }
-        table = tabulate(claims, units, trained, recipe.name)
-        return study.publish(_found(table, units, metrics), draw)
-
     if only_page:  # also while another command trains, whose tracked run is not to end by it
-        return page()
+        return _publish(study, units, claims, metrics)
     with study.alone(), study.tracked():
         _run(study, units, asked, metrics, model)
-        return page()
+        return _publish(study, units, claims, metrics)
 
 
 def metrics_of(score: ScoreConfig) -> dict[str, Metric]:
@@ -129,6 +119,19 @@ def _run(
             lambda run, runner=runner, by=by_label: partial(runner, run, by[str(run.folder)]),
             core_shares(config.parallel_runs),
         )
+
+
+def _publish(
+    study: Study, units: ClaimUnits, claims: Mapping[str, Claim], metrics: Mapping[str, Metric]
+) -> dict[str, Any]:
+    recipe: ClaimsRecipe = study.recipe
+    trained = {
+        name
+        for name, claim in claims.items()
+        if claim.trains and not claim.refusal(recipe.pretrain) and _begun(units, claim)
+    }
+    table = tabulate(claims, units, trained, recipe.name)
+    return study.publish(_found(table, units, metrics), draw)
 
 
 def _check_rows(claims: Mapping[str, Claim], rows: Sequence[str], recipe: PretrainConfig) -> None:
