@@ -51,8 +51,8 @@ OneRank = Annotated[
 VerifyFlag = Annotated[
     bool,
     tyro.conf.arg(
-        help="check the encoded shards first; encode damaged ones again, and those of local files that changed "
-        "since (size or time of change)"
+        help="check the encoded shards first; encode damaged ones again, and those of local files that "
+        "changed since (size or time of change)"
     ),
 ]
 RestartFlag = Annotated[
