@@ -72,7 +72,9 @@ def nava(tmp_path, monkeypatch, capsys):
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    """Of a training's folder without the lock beside it."""
+    found = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
+    return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
 def prompts(*rows: dict | str) -> Path:

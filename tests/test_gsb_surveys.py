@@ -13,7 +13,7 @@ from experiments.cli import main
 from experiments.runs.dataset_rows import Budget, profile_of_rows
 from finetune.gsb.raters import check_raters
 from finetune.gsb.summary import summarise
-from finetune.gsb.votes import read_votes
+from finetune.gsb.votes import differing_clips, read_votes
 
 NAMES = [f"rater-{number:03d}" for number in range(1, 7)]
 
@@ -93,9 +93,12 @@ def test_raters_without_a_survey_keep_their_names_beside_others(tmp_path):
 
 def test_clips_of_one_name_that_differ_are_warned_of(tmp_path):
     rows = [row(user=user, left_sha256=digest, right_sha256="b") for user, digest in (("x", "a"), ("y", "c"))]
-    (said,) = read_votes(write(tmp_path / "v.jsonl", rows)).warnings
+    read = read_votes(write(tmp_path / "v.jsonl", rows))
+    (said,) = differing_clips(read.votes)
+    assert not read.warnings and said in summarise(read)["warnings"]
     assert said.startswith("1 clips have several digests, the first is of 'ours' for case 'c'")
-    assert not read_votes(write(tmp_path / "v.jsonl", [rows[0], {**rows[0], "user_id": "y"}])).warnings
+    alike = read_votes(write(tmp_path / "v.jsonl", [rows[0], {**rows[0], "user_id": "y"}]))
+    assert not differing_clips(alike.votes)
 
 
 @pytest.mark.parametrize("value", [True, ["a"], {"a": 1}, 1.5, " "])

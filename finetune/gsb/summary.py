@@ -18,7 +18,7 @@ from finetune.gsb.raters import (
     kept_votes,
 )
 from finetune.gsb.statistics import MIN_CLUSTERS, PairStatistics, holm, pair_statistics
-from finetune.gsb.votes import AXES, Vote, VoteSet
+from finetune.gsb.votes import AXES, Vote, VoteSet, differing_clips
 
 MAIN_AXIS = "overall"
 _LOPSIDED_P = 0.001
@@ -55,7 +55,7 @@ def summarise(
         )
     by_axis = {name: [vote for vote in counted if vote.axis == name] for name in ([axis] if axis else found)}
     _check_comparisons(votes, by_axis[main], models)
-    warnings = list(votes.warnings)
+    warnings = [*votes.warnings, *differing_clips(votes.votes)]
     pairs = _corrected({name: _pairs(chosen, ours) for name, chosen in by_axis.items()})
     fits = {name: _davidson(votes, name, chosen, warnings) for name, chosen in by_axis.items()}
     agreements = {name: agreement(answer_counts(chosen)) for name, chosen in by_axis.items()}

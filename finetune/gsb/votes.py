@@ -132,7 +132,7 @@ def read_votes(path: Path | str, ours: str | None = None, models: Sequence[str] 
     names, about_surveys = names_of_raters([(vote.survey, vote.survey_id, vote.user_id) for vote in votes])
     if names != [vote.user_id for vote in votes]:
         votes = [replace(vote, user_id=name) for vote, name in zip(votes, names, strict=True)]
-    return VoteSet(path, tuple(votes), ours, (*_warnings(votes), *about_surveys, *_other_clips(votes)))
+    return VoteSet(path, tuple(votes), ours, (*_warnings(votes), *about_surveys))
 
 
 def _vote(row: dict[str, Any], line: int, models: set[str]) -> Vote | FieldError:
@@ -219,8 +219,9 @@ def _warnings(votes: Sequence[Vote]) -> tuple[str, ...]:
     )
 
 
-def _other_clips(votes: Sequence[Vote]) -> tuple[str, ...]:
-    """A line where clips of one model and case have several digests: of two trainings, it may be."""
+def differing_clips(votes: Sequence[Vote]) -> tuple[str, ...]:
+    """A line where clips of one model and case have several digests: of two trainings, it may be. For what
+    counts votes by case and model."""
     digests: dict[tuple[str, str], set[str]] = {}
     for vote in votes:
         for side in SIDES:
