@@ -82,7 +82,7 @@ def steps() -> list[Step]:
         nava("nava_score", f"{scored} --rubric {GOLDEN / 'rubric.yaml'}", "scores.jsonl", said="score.json"),
         nava("gsb_stats", "gsb stats out/gsb/votes.jsonl --json", said="gsb_stats.json"),
         nava("gsb_fit", fitted, "preference.json"),
-        nava("plan_mini", "plan mini --json", said="plan_mini.json"),
+        nava("plan_mini", "plan mini --gpus 2 --json", said="plan_mini.json"),
         nava("plan_nava_6b", "plan nava_6b --gpus 128 --json", said="plan_nava_6b.json"),
     ]
 
