@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import socket
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 from titan_world import config, write_latents
@@ -64,3 +68,25 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def preempted(batch: Path, metrics: Path, environment: dict[str, str], within_s: float) -> int:
+    """Exit code of a batch job that gets SIGTERM once its training has logged, in the folder of `batch`."""
+    job = subprocess.Popen(["bash", str(batch)], env=environment, cwd=batch.parent)
+    deadline = time.monotonic() + within_s
+    while (
+        not (metrics.is_file() and metrics.stat().st_size)
+        and job.poll() is None
+        and time.monotonic() < deadline
+    ):
+        time.sleep(0.2)
+    job.send_signal(signal.SIGTERM)
+    return job.wait(timeout=100)
+
+
+def requeued(batch: Path, environment: dict[str, str]) -> int:
+    """Exit code of the same job started once more, with another rendezvous port."""
+    port = re.search(r":(\d+)\"$", batch.read_text(), re.M)
+    assert port is not None
+    batch.write_text(batch.read_text().replace(port[1], str(free_port())))
+    return subprocess.run(["bash", str(batch)], env=environment, cwd=batch.parent, timeout=250).returncode

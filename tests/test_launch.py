@@ -6,16 +6,14 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from launch_world import free_port, write_world
+from launch_world import free_port, preempted, requeued, write_world
 
 from experiments.cli import main
 from experiments.jobs import kubernetes, node, slurm
@@ -243,27 +241,15 @@ def test_a_preempted_slurm_job_checkpoints_requeues_and_goes_on(tmp_path: Path) 
     )
     batch = tmp_path / "job.sbatch"
     batch.write_text(slurm.render(first, SlurmOptions()).replace(f":{RENDEZVOUS_PORT}", f":{free_port()}"))
-    job = subprocess.Popen(["bash", str(batch)], env=environment, cwd=tmp_path)
-    metrics, deadline = tmp_path / "out" / "pretrain" / "stage1" / "metrics.jsonl", time.monotonic() + 150
-    while (
-        not (metrics.is_file() and metrics.stat().st_size)
-        and job.poll() is None
-        and time.monotonic() < deadline
-    ):
-        time.sleep(0.2)
-    job.send_signal(signal.SIGTERM)
-    assert job.wait(timeout=100) == 130, logs(tmp_path)
+    metrics = tmp_path / "out" / "pretrain" / "stage1" / "metrics.jsonl"
+    assert preempted(batch, metrics, environment, 150) == 130, logs(tmp_path)
     status, step = state(tmp_path)
     assert status == "interrupted" and 0 < step < 100
     calls = (tmp_path / "calls").read_text().splitlines()
     assert calls[0].startswith("srun --kill-on-bad-exit=1 nava pretrain") and calls[1:] == [
         "scontrol requeue 7"
     ]
-    port = re.search(r":(\d+)\"$", batch.read_text(), re.M)
-    assert port is not None
-    batch.write_text(batch.read_text().replace(port[1], str(free_port())))
-    again = subprocess.run(["bash", str(batch)], env=environment, cwd=tmp_path, timeout=250)
-    assert again.returncode == 0, logs(tmp_path)
+    assert requeued(batch, environment) == 0, logs(tmp_path)
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     assert state(tmp_path) == ("finished", 100) and sorted(set(steps)) == list(range(1, 101))
     assert (tmp_path / "calls").read_text().count("requeue") == 1

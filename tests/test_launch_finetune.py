@@ -5,17 +5,13 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-import re
 import shutil
-import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
 from align_world import write_world as write_alignable
 from hypothesis import example, given, settings
-from launch_world import free_port, write_world
+from launch_world import free_port, preempted, requeued, write_world
 from test_finetune_command import clips as training_clips
 from test_launch import HOSTILE, IMAGE, logs, of_job, of_script
 
@@ -137,26 +133,11 @@ def test_a_preempted_fine_tuning_requeues_and_goes_on(tmp_path: Path) -> None:
     batch, voice = tmp_path / "job.sbatch", tmp_path / "voice"
     metrics = voice / "metrics.jsonl"
     batch.write_text(slurm.render(request, SlurmOptions()).replace(f":{RENDEZVOUS_PORT}", f":{free_port()}"))
-    job, deadline = (
-        subprocess.Popen(["bash", str(batch)], env=environment, cwd=tmp_path),
-        time.monotonic() + 250,
-    )
-    while (
-        not (metrics.is_file() and metrics.stat().st_size)
-        and job.poll() is None
-        and time.monotonic() < deadline
-    ):
-        time.sleep(0.2)
-    job.send_signal(signal.SIGTERM)
-    assert job.wait(timeout=100) == 130, logs(tmp_path)
+    assert preempted(batch, metrics, environment, 250) == 130, logs(tmp_path)
     stopped = json.loads((voice / "state.json").read_text())
     assert stopped["status"] == "interrupted" and 0 < stopped["step"] < 60
     assert (tmp_path / "calls").read_text().splitlines()[1:] == ["scontrol requeue 7"]
-    port = re.search(r":(\d+)\"$", batch.read_text(), re.M)
-    assert port is not None
-    batch.write_text(batch.read_text().replace(port[1], str(free_port())))
-    again = subprocess.run(["bash", str(batch)], env=environment, cwd=tmp_path, timeout=250)
-    assert again.returncode == 0, logs(tmp_path)
+    assert requeued(batch, environment) == 0, logs(tmp_path)
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     assert sorted(set(steps)) == list(range(1, 61)) and (voice / "adapter").is_dir()
     assert "encoded before" in (tmp_path / "calls.0").read_text()
