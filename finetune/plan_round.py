@@ -148,6 +148,7 @@ def round_memory(
                 work=work,
                 base=config.lora.base,
                 rank=config.lora.rank,
+                moments=config.moments,
                 one_unit=not parallel.shard_blocks,
                 reshard=parallel.reshard_after_forward,
                 guided=any(

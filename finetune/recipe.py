@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from finetune.advantage import AdvantageConfig, Floor, Route
 from finetune.lora import LoraConfig
 from finetune.objectives.base import Objective, Phase, RolloutPlan
 from finetune.objectives.registry import SHIPPED, default_phases, objective_type, sections
 from pretrain.config import (
+    ADDED,
     BELOW_ONE,
     FROM_ONE,
     INLINE,
@@ -22,6 +23,7 @@ from pretrain.config import (
     nearest,
 )
 from pretrain.generation.config import GenerateConfig
+from pretrain.moments_format import MomentsFormat
 from pretrain.recipe import ParallelConfig, check_grad_clip
 from pretrain.sampling import SamplerConfig
 
@@ -130,6 +132,9 @@ class AlignConfig:
     ema_decay: float = 0.9
     weight_decay: float = 1e-4
     grad_clip: float = 1.0  # as of pretraining
+    # 8bit: AdamW's moments as codes with scales, as of pretraining; rows that 64 does not divide (B's, unless
+    # it divides the rank) stay fp32
+    moments: MomentsFormat = field(default="fp32", metadata={ADDED: True})
     mixed_precision: Literal["fp32", "bf16"] = "bf16"
     parallel: ParallelConfig = field(default_factory=lambda: ParallelConfig(shard_blocks=False))
     checkpoint_every: int = 1  # rounds
@@ -154,6 +159,8 @@ class AlignConfig:
         object.__setattr__(self, "phases", {name: self.phases.get(name, known[name]) for name in known})
         if self.mixed_precision not in ("fp32", "bf16"):
             raise ValueError(f"mixed_precision: expected fp32 or bf16, got {self.mixed_precision!r}")
+        if self.moments not in get_args(MomentsFormat):
+            raise ValueError(f"moments: expected fp32 or 8bit, got {self.moments!r}")
         if self.parallel.context < 1 or self.parallel.replicas < 1:
             raise ValueError(
                 f"parallel.context and parallel.replicas must be at least 1, got {self.parallel}"

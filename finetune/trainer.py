@@ -19,6 +19,7 @@ from finetune.policy import LoraPolicy
 from finetune.recipe import AlignConfig
 from finetune.types import Advantage, Key, LearningBatch, take
 from pretrain.titan.ema import local_shard
+from pretrain.titan.moments import ShardedAdamW8bit
 from pretrain.titan.ranks import Ranks
 from pretrain.titan.train_spec import create_moments
 
@@ -30,9 +31,8 @@ class Trainer:
         self.policy, self.ranks, self.config = policy, ranks, config
         # the ranks of a context group hold the same clips, which count once
         self.groups = ranks.in_groups(config.parallel.context)
-        self.optimizer = torch.optim.AdamW(
-            policy.parameters, lr=1.0, betas=(0.9, 0.999), weight_decay=config.weight_decay
-        )
+        made = ShardedAdamW8bit if config.moments == "8bit" else torch.optim.AdamW
+        self.optimizer = made(policy.parameters, lr=1.0, betas=(0.9, 0.999), weight_decay=config.weight_decay)
         create_moments(self.optimizer)
         self.skipped = self.skipped_in_a_row = 0
 

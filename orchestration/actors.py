@@ -83,7 +83,7 @@ class TrainerRank:
 
 
 class RolloutWorker:
-    """An unsharded policy that generates clips with the adapter version that a task names.
+    """An unsharded policy that generates clips alone, with the adapter version that a task names.
 
     It is stateless beyond a weight cache and is built at first use, so that errors in its files surface
     unchanged.
@@ -116,9 +116,8 @@ class RolloutWorker:
         from finetune.policy import LoraPolicy
         from pretrain.model.checkpoint import read_model_folder
 
-        alone = replace(
-            self.run, config=replace(self.config, parallel=replace(self.config.parallel, replicas=1))
-        )
+        parallel = replace(self.config.parallel, replicas=1, context=1)
+        alone = replace(self.run, config=replace(self.config, parallel=parallel))
         return LoraPolicy(sharded_base(alone, read_model_folder(self.run.base), self.ranks), ema_decay=0.0)
 
     @cached_property

@@ -49,11 +49,6 @@ def align_on_ray(
     """
     run = dataclasses.replace(run, staleness=config.staleness)
     run.config.check_ranks(ranks)
-    if (context := run.config.parallel.context) != 1:
-        raise ValueError(
-            f"align.parallel.context {context}: on Ray every rank learns from clips of its own; set it to 1, "
-            "or align without --ray"
-        )
     pools = config.rewards_of(list(run.config.rubric.routes()))
     prompts = read_prompt_set(run.prompts, run.config, run.chosen, run.held_out)
     report_left_out(prompts, run.prompts)

@@ -58,7 +58,9 @@ class RayExecutor:
         max_restarts: int,
     ) -> None:
         self.run, self.config, self.prompts = run, run.config, prompts
-        self.world_size, self.staleness = world_size, staleness
+        # ranks of a context group learn from the same clips, made once
+        self.context, self.staleness = run.config.parallel.context, staleness
+        self.world_size, self.groups = world_size, world_size // self.context
         self.objectives = run.config.objectives()
         self.futures, self.writer = futures, workforce.writer
         self.versions, self.ledger = Versions(run.out, futures.put), Ledger(run.out)
@@ -107,10 +109,11 @@ class RayExecutor:
     def learn(self, place: int, index: int, advantage: Advantage | None) -> Mapping[str, float]:
         on_policy = self._version(index) == index
         clips = [
-            [unit.clip for unit in self.units if unit.task.rank == rank] for rank in range(self.world_size)
+            [unit.clip for unit in self.units if unit.task.rank == rank // self.context]
+            for rank in range(self.world_size)
         ]
         answers = self.ranks.call("learn", [[place, index, advantage, on_policy, *mine] for mine in clips])
-        self.learned = [sample for _, samples in answers for sample in samples]
+        self.learned = [sample for _, samples in answers[:: self.context] for sample in samples]
         return answers[0][0]
 
     def update_old(self, decay: float) -> None:
@@ -133,7 +136,7 @@ class RayExecutor:
         number = _number(rounds) - 1  # held-out scorings have the even numbers between rounds
         self.versions.references[version] = self.futures.put(self.ranks.do("averaged")[0])
         key = (self.config.seed, HELD_OUT_KEY)
-        tasks = held_out_tasks(self.prompts.held_out, self.world_size, self.config, key, version)
+        tasks = held_out_tasks(self.prompts.held_out, self.groups, self.config, key, version)
         self.pipeline.begin(number, list(tasks))
         units = self.pipeline.finish(number)
         self.written = self._write(units, rounds)
@@ -176,7 +179,7 @@ class RayExecutor:
                 self.versions.reference(version, plan.role)
                 rows = prompts_of_round(self.prompts, self.config, plan.prompts, index)
                 key, known_by = (self.config.seed, index), self.versions.key(name(version, plan.role))
-                tasks = clip_tasks(rows, self.world_size, plan, key, known_by)
+                tasks = clip_tasks(rows, self.groups, plan, key, known_by)
                 self.pipeline.begin(_number(index), list(tasks))
 
     def _finished(self, index: int) -> RoundScores:

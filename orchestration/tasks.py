@@ -28,7 +28,7 @@ class ClipTask:
 
     plan: RolloutPlan
     key: Key  # prefix of every draw
-    rank: int
+    rank: int  # that learns from it; where ranks share clips, their context group
     rows: tuple[PromptRow, ...]  # the rank's share, of one kind
     start: int
     end: int

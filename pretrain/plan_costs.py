@@ -7,8 +7,7 @@ from typing import Any
 
 from pretrain.model.args import ModelArgs
 from pretrain.model.flops import ClipShape
-from pretrain.model.plan_sizes import sizes_of
-from pretrain.model.plan_training import MOMENT_BYTES
+from pretrain.model.plan_sizes import model_moments, sizes_of
 from pretrain.plan_schedule import clips_per_batch
 from pretrain.recipe import PretrainConfig
 from pretrain.types import SPEAKER_DIM
@@ -49,7 +48,8 @@ def plan_costs(
     per_clip = clip_bytes(args, clip, latent_bytes)
     parameters = sizes_of(args).total
     average = _EMA_BYTES if config.ema_decay > 0 else 0
-    state = parameters * (_WEIGHT_BYTES + MOMENT_BYTES[config.optimizer.moments] + average)
+    moments = model_moments(args, config.optimizer.moments)
+    state = parameters * (_WEIGHT_BYTES + average) + moments
     hours = training + (encoding or 0.0)
     return {
         "clips": clips,

@@ -10,6 +10,7 @@ import pytest
 import torch
 from align_world import align_run, config, metrics, run_align, write_world
 from own_alignment import prompts, row
+from ray_world import Driver, ledger, no_driver_outlives_its_test  # noqa: F401
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -17,8 +18,6 @@ from experiments.alignment.checks import check_context
 from finetune.align_run import AlignRun
 from finetune.prompts import PromptSet
 from finetune.recipe import AlignConfig
-from orchestration.align import align_on_ray
-from orchestration.config import RayConfig
 from pretrain.model.checkpoint import read_model_folder
 from pretrain.prompt import read_prompts
 from pretrain.titan.ranks import GroupRanks, Ranks
@@ -116,7 +115,16 @@ def test_what_does_not_split_is_refused_before_work(world, tmp_path):
         shared(config()).check_ranks(16)
 
 
-def test_ray_refuses_it(world, tmp_path):
-    run = align_run(world, tmp_path, shared(config()))
-    with pytest.raises(ValueError, match=r"^align\.parallel\.context 2: on Ray [^\n]*$"):
-        align_on_ray(run, 2, RayConfig(), lambda options, names: options)
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("ranks", "algorithm"), [(2, "nft"), (4, "grpo")])
+def test_on_ray_groups_of_two_ranks_align_as_one_rank_does(world, tmp_path, ranks, algorithm):
+    made = config((algorithm,), rounds=1, phase={"steps_per_epoch": 2, "epochs": 1, "lr": 1e-3}, height=64)
+    one, remote = align_run(world, tmp_path / "one", made), align_run(world, tmp_path / "ray", shared(made))
+    driver = Driver(remote.out, ranks)
+    assert run_align(one) == [0], (one.out / "log.0").read_text()[-2000:]
+    assert driver.wait(600.0) == 0, driver.said()[-2000:]
+    equal(one, remote, algorithm)
+    samples = ledger(remote.out)[0]["samples"]
+    assert len(samples) == len(set(samples)) == metrics(remote)[1]["clips"]

@@ -21,10 +21,11 @@ from torch import nn
 from finetune.sft.config import RateScales
 from pretrain.launch.stage_run import StageRun, check_run_folder
 from pretrain.model.flavors import build_model, flavor
-from pretrain.model.plan_training import MOMENT_BYTES
+from pretrain.model.plan_sizes import model_moments
+from pretrain.moments_format import SMALLEST, block_of
 from pretrain.recipe import CheckpointConfig, OptimizerConfig, PretrainConfig, recipe_hash
 from pretrain.titan import moments
-from pretrain.titan.moments import SMALLEST, ShardedAdamW8bit, block_of, optimizer_name, state_tensors
+from pretrain.titan.moments import ShardedAdamW8bit, optimizer_name, state_tensors
 from pretrain.titan.train_spec import create_moments
 
 EIGHT = OptimizerConfig(moments="8bit")
@@ -104,7 +105,7 @@ def test_an_update_that_cannot_be_compiled_is_one_line() -> None:
     with (
         mock.patch("torch.compile", return_value=compiled),
         mock.patch.object(moments, "_torchao", return_value=(None, None)),
-        pytest.raises(ValueError, match=r"^optimizer\.moments=8bit: [^\n]*no C compiler is here[^\n]*fp32$"),
+        pytest.raises(ValueError, match=r"^moments in 8 bits: [^\n]*no C compiler is here[^\n]*fp32$"),
     ):
         moments._compiled_update()
 
@@ -124,7 +125,9 @@ def test_the_states_of_the_full_model_are_a_quarter_as_the_plan_counts() -> None
         shapes = [parameter.shape for parameter in build_model(flavor("nava_6b")).parameters()]
     whole = sum(shape.numel() for shape in shapes)
     held = sum(2 * shape.numel() * (1 + 4 / block if (block := block_of(shape)) else 4.0) for shape in shapes)
-    assert held / whole == pytest.approx(MOMENT_BYTES["8bit"], rel=0.005)
+    assert model_moments(flavor("nava_6b"), "8bit") == pytest.approx(held)
+    assert held / whole == pytest.approx(2 * (1 + 4 / 256), rel=0.005)
+    assert model_moments(flavor("nava_6b"), "fp32") == 8 * whole
 
 
 @pytest.mark.usefixtures("torchao")
@@ -161,17 +164,17 @@ def test_a_loaded_state_is_the_same_bits_in_the_same_memory_and_so_is_the_next_s
 
 def test_a_missing_or_an_old_package_is_one_line_and_fp32_needs_none() -> None:
     with mock.patch.object(moments.importlib.util, "find_spec", return_value=None):
-        assert optimizer_name(OptimizerConfig()) == "AdamW"
+        assert optimizer_name("fp32") == "AdamW"
         with pytest.raises(
             ValueError, match=r"^optimizer\.moments=8bit: [^\n]*not installed[^\n]*moments=fp32$"
         ):
-            optimizer_name(EIGHT)
+            optimizer_name("8bit")
     with (
         mock.patch.object(moments.importlib.util, "find_spec", return_value=object()),
         mock.patch.object(moments, "_torchao", side_effect=ImportError("No module named 'torchao.optim'")),
         pytest.raises(ValueError, match=r"^optimizer\.moments=8bit: [^\n]*torchao\.optim[^\n]*moments=fp32$"),
     ):
-        optimizer_name(EIGHT)
+        optimizer_name("8bit")
     with pytest.raises(ValueError, match=r"optimizer\.moments: unknown value"):
         OptimizerConfig(moments="8bits")  # type: ignore[arg-type]
 

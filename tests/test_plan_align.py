@@ -214,6 +214,8 @@ def test_memory_of_a_round_has_every_part_and_shrinks_with_the_base(tiny_network
     }
     smaller = planned(64, "align.lora.base=int8")["phases"]["nft"]["memory_per_gpu_gib"]
     assert all(smaller[name] < found[name] for name in found)
+    eight = planned(64, "align.moments=8bit")["phases"]["nft"]["memory_per_gpu_gib"]
+    assert all(eight[name] < found[name] for name in ("rollout", "update"))
     larger = planned(64, "align.num_frames=145", "align.height=704", "align.width=1280")
     assert larger["phases"]["nft"]["memory_per_gpu_gib"]["update"] > found["update"]
     shared = planned(64, "align.parallel.context=2")["phases"]["nft"]["memory_per_gpu_gib"]

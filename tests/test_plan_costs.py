@@ -19,7 +19,7 @@ from pretrain.data.stream.sample_set import open_sets
 from pretrain.model.flavors import flavor
 from pretrain.model.flops import ClipShape
 from pretrain.model.plan import clip_shape
-from pretrain.model.plan_sizes import sizes_of
+from pretrain.model.plan_sizes import model_moments, sizes_of
 from pretrain.plan_costs import clip_bytes, plan_costs
 from pretrain.plan_schedule import clips_per_batch
 from pretrain.recipe import CheckpointConfig, PretrainConfig
@@ -53,9 +53,8 @@ def test_the_moments_of_the_recipe_and_the_batches_of_sound_alone_are_counted():
     )
     rates = {"clips": 240, "price": 2.5, "encode_pixels_per_s": 1000.0, "latent_bytes": 2}
     found = plan_costs(ARGS, CLIP, 36_000, recipe, 4, 0.5, **rates)
-    per_parameter = 4 + 2 * (1 + 4 / 256) + 4  # weights, codes of the moments with their scales, the average
-    states = 3 * per_parameter * sizes_of(ARGS).total
-    assert found["storage_tb"]["training_states"] == pytest.approx(states / 1e12)
+    states = (4 + 4) * sizes_of(ARGS).total + model_moments(ARGS, "8bit")  # weights, their average, moments
+    assert found["storage_tb"]["training_states"] == pytest.approx(3 * states / 1e12)
     # 60 steps of 4 clips; 1 of 2.5 is of sound alone, with three times the batch
     assert found["times_each_clip_is_seen"] == pytest.approx(60 * 4 * (1 + 2 * 1.0 / 2.5) / 240)
 

@@ -102,9 +102,12 @@ def test_an_option_is_the_setting_that_it_stands_for(
     assert by_option != setup_of(nava_6b(), work, PlanOptions()) or (work, option) == ("lora", "local_batch")
 
 
-@pytest.mark.parametrize(("work", "section"), [("train", "pretrain"), ("lora", "finetune")])
+@pytest.mark.parametrize(
+    ("work", "section"),
+    [("train", "pretrain.optimizer"), ("lora", "finetune.optimizer"), ("align", "align")],
+)
 def test_moments_are_those_of_the_section(work: RecipeWork, section: str) -> None:
-    changed = nava_6b(f"{section}.optimizer.moments=8bit")
+    changed = nava_6b(f"{section}.moments=8bit")
     assert setup_of(changed, work, PlanOptions()) == setup_of(nava_6b(), work, PlanOptions(moments="8bit"))
     assert setup_of(changed, work, PlanOptions(moments="fp32")) == setup_of(nava_6b(), work, PlanOptions())
 
@@ -172,7 +175,7 @@ def test_a_step_of_one_micro_batch_holds_no_gradients_of_another() -> None:
         (["--base", "int8"], "--base: nothing of --work train"),
         (["--parked"], "only of align, generate"),
         (["--work", "generate", "--replicas", "2"], "--replicas: nothing of --work generate"),
-        (["--align", "--moments", "8bit"], "--moments: nothing of --work align"),
+        (["--work", "generate", "--moments", "8bit"], "--moments: nothing of --work generate"),
         (["--align", "--work", "generate"], "not --work generate"),
         (["--align", "--dry-run"], "--dry-run: of a training"),
         (["--align", "--clips", "5"], "--clips"),

@@ -71,6 +71,7 @@ class Numbers:
         self.default = self.old = 1
         self.best = 0
         self.made: list[Any] = []
+        self.given: list[list[Any]] = []  # the clips of every rank in the last update
 
     @property
     def address(self) -> Any:
@@ -84,6 +85,8 @@ class Numbers:
                 self.default += 12345  # half done
             return [Done(None), Done(LOST)]
         resolved = [[one.value if isinstance(one, Done) else one for one in given] for given in arguments]
+        if method == "learn":
+            self.given = [given[4:] for given in resolved]
         answers = [getattr(self, f"_{method}")(rank, *given) for rank, given in enumerate(resolved)]
         return [Done(answer) for answer in answers]
 
@@ -290,3 +293,18 @@ def test_a_signal_before_the_first_round_leaves_a_checkpoint(world, tmp_path):
         and newest(run.out) == 0
         and (run.out / "checkpoint" / "step-0").is_dir()
     )
+
+
+def test_ranks_of_a_context_group_learn_from_the_same_clips_made_once(world, tmp_path):
+    made = recipe(("nft",), rounds=1, every=1, patience=0)
+    both = dataclasses.replace(made, parallel=dataclasses.replace(made.parallel, context=RANKS))
+    run, alone = align_run(world, tmp_path / "both", both), align_run(world, tmp_path / "alone", made)
+    executor = executor_of(run, 0, lambda method: False, Doing())
+    assert Alignment(run, executor, lambda row, step: None).run_rounds() == "finished"
+    group = executor.ranks.group
+    assert isinstance(group, Numbers)
+    first, second = group.given
+    assert first == second and first
+    ids = [sample for *_, samples in first for sample in samples]
+    assert executor.ledger.rows()[0]["samples"] == sorted(ids) and len(ids) == len(set(ids))
+    assert len(ids) == aligned(alone, 0)[2][0]["clips"]

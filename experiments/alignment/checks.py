@@ -24,6 +24,7 @@ from pretrain.model.checkpoint import ModelFolder, open_weights, read_model_fold
 from pretrain.model.context_parallel import check_degree, check_split
 from pretrain.model.flavors import build_model
 from pretrain.prompt import PromptRow
+from pretrain.titan.moments import optimizer_name
 
 
 def check_before(run: AlignRun, ranks: int) -> list[str]:
@@ -34,6 +35,7 @@ def check_before(run: AlignRun, ranks: int) -> list[str]:
     check_reward_files(run.scorer[1]["options"])
     run.identity()
     run.config.check_ranks(ranks)
+    optimizer_name(run.config.moments, "align.moments")
     described = check_model(run)
     codecs = load_codecs(run.codec)
     check_codec(run, codecs, described)

@@ -53,7 +53,7 @@ BaseOption = Annotated[
 RankOption = Annotated[int | None, tyro.conf.arg(help="of the adapters of lora and align (lora.rank)")]
 MomentsOption = Annotated[
     Literal["fp32", "8bit"] | None,
-    tyro.conf.arg(help="AdamW's moments in training and lora (optimizer.moments)"),
+    tyro.conf.arg(help="AdamW's moments in training, lora (optimizer.moments) and align (align.moments)"),
 ]
 ParkedFlag = Annotated[
     bool,

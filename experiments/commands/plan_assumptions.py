@@ -62,7 +62,7 @@ def recipe_lines(recipe: Recipe | None, work: str) -> list[str]:
 
 
 def _states(setup: Setup) -> str:
-    held = {"fp32": "fp32", "8bit": "8 bits with a scale for 256 values"}[setup.moments]
+    held = {"fp32": "fp32", "8bit": "8 bits with a scale for 64 to 256 values"}[setup.moments]
     if setup.work == "generate":
         return f"every GPU holds the whole model, in {setup.base}; passes of guidance follow one another"
     if setup.work == "train":

@@ -69,7 +69,7 @@ class SharedMemory:
             replicas=setup.replicas,
             activation_checkpointing=setup.checkpointing,
         )
-        config = replace(config, lora=lora, parallel=parallel)
+        config = replace(config, lora=lora, parallel=parallel, moments=setup.moments)
         if setup.local_batch != micro_batch_of(config):
             config = with_micro_batch(config, setup.local_batch)
         parked = setup.parked, setup.parked_rewards

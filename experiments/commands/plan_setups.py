@@ -12,8 +12,9 @@ from finetune.sft.config import FinetuneConfig
 from pretrain.flow.guidance import NO_GUIDANCE
 from pretrain.generation.config import GenerateConfig
 from pretrain.generation.held import base_of
-from pretrain.model.plan_setup import Checkpointing, MomentsFormat, Setup
+from pretrain.model.plan_setup import Checkpointing, Setup
 from pretrain.model.plan_sizes import Base
+from pretrain.moments_format import MomentsFormat
 from pretrain.recipe import ParallelConfig, PretrainConfig
 
 if TYPE_CHECKING:
@@ -50,7 +51,11 @@ SETTINGS: dict[str, dict[RecipeWork, str]] = {
         "generate": "generate.bf16 and .quantisation",
     },
     "rank": {"lora": "finetune.lora.rank", "align": "align.lora.rank"},
-    "moments": {"train": "pretrain.optimizer.moments", "lora": "finetune.optimizer.moments"},
+    "moments": {
+        "train": "pretrain.optimizer.moments",
+        "lora": "finetune.optimizer.moments",
+        "align": "align.moments",
+    },
     "parked": {
         "align": "nava codec import --parked",
         "generate": "nava codec import --parked",
@@ -127,7 +132,8 @@ def align_config(recipe: Recipe | None, options: PlanOptions, **clip: Any) -> Al
     config = recipe.alignment if recipe else _of_a_flavor(AlignConfig(parallel=ParallelConfig()))
     changes = {"base": options.base, "rank": options.rank}
     lora = replace(config.lora, **{name: value for name, value in changes.items() if value is not None})
-    config = replace(config, lora=lora, parallel=options.parallel(config.parallel), **clip)
+    moments = options.moments or config.moments
+    config = replace(config, lora=lora, moments=moments, parallel=options.parallel(config.parallel), **clip)
     batch = options.local_batch if recipe or options.local_batch is not None else 1
     return config if batch is None else with_micro_batch(config, batch)
 
@@ -172,6 +178,7 @@ def _aligning(config: AlignConfig, recipe: Recipe | None, options: PlanOptions) 
         local_batch=micro_batch_of(config),
         base=config.lora.base,
         rank=config.lora.rank,
+        moments=config.moments,
         parked=options.parked,
         parked_rewards=recipe is not None and recipe.reward_files.parked,
         **_spread(config.parallel),

@@ -6,8 +6,15 @@ from pretrain.model.args import ModelArgs
 from pretrain.model.flops import ClipShape
 from pretrain.model.plan_activations import latent_bytes, saved_by_embedders, text_bytes, tokens_here
 from pretrain.model.plan_setup import Setup
-from pretrain.model.plan_sizes import BF16, FP32, adapter_sizes, base_sizes, rounded_map
-from pretrain.model.plan_training import MOMENT_BYTES, gathered_base
+from pretrain.model.plan_sizes import (
+    BF16,
+    FP32,
+    adapter_moments,
+    adapter_sizes,
+    base_sizes,
+    rounded_map,
+)
+from pretrain.model.plan_training import gathered_base
 
 # Copies of the latents, fp32. Euler's: the noise, the state, the velocity before. The release's: the noise,
 # UniPC's two last answers, its last sample and its state; guidance's sum twice, the full velocity and a
@@ -29,7 +36,7 @@ def rolling_out(args: ModelArgs, clip: ClipShape, setup: Setup) -> dict[str, flo
     return {
         "parameters": base_sizes(args, setup.base).total / setup.shards,
         "adapters": FP32 * setup.adapters * adapter,
-        "optimizer": MOMENT_BYTES[setup.moments] * adapter,
+        "optimizer": adapter_moments(args, setup.rank, setup.moments) / setup.shards,
         "ema": FP32 * adapter if setup.ema else 0.0,
         "gathered_parameters": gathered_base(args, setup),
         **_sampling_parts(args, clip, setup, BF16),

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pretrain.model.plan_sizes import Base
+from pretrain.moments_format import MomentsFormat
 
 Checkpointing = Literal["none", "selective", "full"]
 PlannedWork = Literal["train", "lora", "align", "rollout", "generate"]
-MomentsFormat = Literal["fp32", "8bit"]
 
 
 @dataclass(frozen=True, kw_only=True)

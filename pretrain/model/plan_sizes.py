@@ -15,6 +15,7 @@ from pretrain.model.blocks import FeedForward
 from pretrain.model.flavors import build_model
 from pretrain.model.quantised import halve, held_bytes, quantise_base
 from pretrain.model.shell import AVTransformer
+from pretrain.moments_format import MomentsFormat, moment_bytes
 
 Base = Literal["fp32", "bf16", "int8", "fp8", "nf4"]
 FP32, BF16 = 4, 2  # bytes
@@ -88,6 +89,20 @@ def adapter_blocks(args: ModelArgs, rank: int) -> tuple[int, ...]:
 def adapter_sizes(args: ModelArgs, rank: int) -> int:
     """Parameters of a LoRA adapter of this rank on all attention and feed-forward maps."""
     return sum(adapter_blocks(args, rank))
+
+
+@lru_cache
+def model_moments(args: ModelArgs, held: MomentsFormat) -> float:
+    """Bytes of AdamW's moments of all weights."""
+    return sum(moment_bytes(weight.shape, held) for weight in _untouched(args).parameters())
+
+
+@lru_cache
+def adapter_moments(args: ModelArgs, rank: int, held: MomentsFormat) -> float:
+    """Bytes of AdamW's moments of a LoRA adapter; in 8 bits most ranks leave the rows of B in fp32."""
+    maps = [layer for block in _blocks(_untouched(args)) for layer in _maps(block)]
+    shapes = [shape for each in maps for shape in ((rank, each.in_features), (each.out_features, rank))]
+    return sum(moment_bytes(torch.Size(shape), held) for shape in shapes)
 
 
 def rounded_map(args: ModelArgs, base: Base) -> int:

@@ -22,11 +22,17 @@ from pretrain.model.plan_activations import (
     text_bytes,
     tokens_here,
 )
-from pretrain.model.plan_setup import MomentsFormat, Setup
-from pretrain.model.plan_sizes import BF16, FP32, adapter_blocks, base_sizes, sizes_of
+from pretrain.model.plan_setup import Setup
+from pretrain.model.plan_sizes import (
+    BF16,
+    FP32,
+    adapter_blocks,
+    adapter_moments,
+    base_sizes,
+    model_moments,
+    sizes_of,
+)
 
-# bytes of both of AdamW's moments, per trained parameter, on the GPU; 8 bits: a scale in fp32 for 256 values
-MOMENT_BYTES: dict[MomentsFormat, float] = {"fp32": 8.0, "8bit": 2 * (1 + 4 / 256)}
 # Copies of a micro-batch's latents, fp32
 NOISED_AND_TARGET = 2
 VELOCITY = 1  # held until the backward pass is over
@@ -105,6 +111,13 @@ class _Step:
     @cached_property
     def _trained(self) -> int:
         return sizes_of(self.args).total if self.setup.work == "train" else sum(self._units)
+
+    @cached_property
+    def _optimizer(self) -> float:
+        """Bytes of the moments of what is trained, over all shards."""
+        if self.setup.work == "train":
+            return model_moments(self.args, self.setup.moments)
+        return adapter_moments(self.args, self.setup.rank, self.setup.moments)
 
     @cached_property
     def _ffn_trained(self) -> int:
@@ -202,7 +215,7 @@ class _Step:
             "parameters": base_sizes(args, setup.base).total / setup.shards,
             **({"adapters": adapters} if setup.adapters else {}),
             "gradients": self._gradients(left),
-            "optimizer": MOMENT_BYTES[setup.moments] * self._trained / setup.shards,
+            "optimizer": self._optimizer / setup.shards,
             "ema": shard * self._trained if setup.ema else 0.0,
             "gathered_parameters": gathered_base(args, setup),
             "gathered_gradients": gathered,

@@ -37,7 +37,7 @@ def job_config(config: PretrainConfig, stage_name: str, out: Path, world_size: i
         quantize=float8_quantize(config),
         metrics=Metrics(log_freq=config.log_every, disable_color_printing=True),
         optimizer=Optimizer(
-            name=optimizer_name(optimizer),
+            name=optimizer_name(optimizer.moments),
             lr=stage.lr,
             beta1=optimizer.beta1,
             beta2=optimizer.beta2,

@@ -19,43 +19,30 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from pretrain.config import one_line
-from pretrain.recipe import OptimizerConfig
+from pretrain.moments_format import MomentsFormat, block_of
 from pretrain.titan.ema import local_shard
 
 EIGHT_BITS = "AdamW8bit"  # in the place of torchtitan's names of optimizers
-BLOCKS = (256, 128, 64)  # values that share a scale: the first that divides a row
-SMALLEST = 4096  # values of a parameter; below, moments stay fp32, as in torchao and bitsandbytes
 
 
-def optimizer_name(config: OptimizerConfig) -> str:
-    """The name of the optimizer in torchtitan's JobConfig. Raises ValueError in one line where 8 bits need a
-    package that is not here."""
-    if config.moments == "fp32":
+def optimizer_name(moments: MomentsFormat, field: str = "optimizer.moments") -> str:
+    """The name of the optimizer in torchtitan's JobConfig. Raises ValueError in one line, which names
+    `field`, where 8 bits need a package that is not here."""
+    if moments == "fp32":
         return "AdamW"
     if importlib.util.find_spec("torchao") is None:
         raise ValueError(
-            "optimizer.moments=8bit: the rounding is torchao's, which is not installed "
-            "(pip install 'torchao>=0.18,<0.19'); set optimizer.moments=fp32"
+            f"{field}=8bit: the rounding is torchao's, which is not installed "
+            f"(pip install 'torchao>=0.18,<0.19'); set {field}=fp32"
         )
     try:
         _torchao()
     except ImportError as error:
         raise ValueError(
-            f"optimizer.moments=8bit: the installed torchao has no 8-bit AdamW ({error}); install "
-            "'torchao>=0.18,<0.19', or set optimizer.moments=fp32"
+            f"{field}=8bit: the installed torchao has no 8-bit AdamW ({error}); install "
+            f"'torchao>=0.18,<0.19', or set {field}=fp32"
         ) from None
     return EIGHT_BITS
-
-
-def block_of(shape: torch.Size) -> int:
-    """Values per scale of a parameter of this (whole) shape; 0 = its moments are fp32.
-
-    Rounded is what has rows, at least 4,096 values, and rows that a block divides.
-    """
-    row = math.prod(shape[1:]) if len(shape) > 1 else 0
-    if not row or shape.numel() < SMALLEST:
-        return 0
-    return next((block for block in BLOCKS if row % block == 0), 0)
 
 
 class ShardedAdamW8bit(torch.optim.Optimizer):
@@ -129,8 +116,8 @@ def _compiled_update(*arguments: Any) -> None:
     except TorchDynamoException as error:
         reason = one_line(error, 200)
         raise ValueError(
-            f"optimizer.moments=8bit: torch.compile could not make the update ({reason}); on a GPU it needs "
-            "triton and a C compiler; install them, or set optimizer.moments=fp32"
+            f"moments in 8 bits: torch.compile could not make the update ({reason}); on a GPU it needs "
+            "triton and a C compiler; install them, or set moments to fp32"
         ) from error
 
 
