@@ -20,6 +20,7 @@ from pretrain.config import (
 )
 from pretrain.model.context_parallel import check_degree
 from pretrain.model.flavors import flavor
+from pretrain.model.plan_setup import Checkpointing
 from pretrain.moments_format import MomentsFormat
 from pretrain.objective import ObjectiveConfig
 from pretrain.randomness import stable_hash
@@ -106,7 +107,7 @@ class ParallelConfig:
     context: int = 1
     # selective: attention's output and what ranks exchange for it are kept, full: a block's input alone; the
     # rest is computed again
-    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    activation_checkpointing: Checkpointing = "none"
     # False: one FSDP unit for all blocks, fewer collectives, for models that fit many times over
     shard_blocks: bool = True
     reshard_after_forward: bool = True  # False is faster where memory allows (always so on CPU ranks)
