@@ -23,7 +23,7 @@ from pretrain.config import (
     nearest,
 )
 from pretrain.generation.config import GenerateConfig
-from pretrain.moments_format import MomentsFormat
+from pretrain.model.moments_format import MomentsFormat
 from pretrain.recipe import ParallelConfig, check_grad_clip
 from pretrain.sampling import SamplerConfig
 

@@ -20,8 +20,8 @@ from pretrain.config import (
 )
 from pretrain.model.context_parallel import check_degree
 from pretrain.model.flavors import flavor
+from pretrain.model.moments_format import MomentsFormat
 from pretrain.model.plan_setup import Checkpointing
-from pretrain.moments_format import MomentsFormat
 from pretrain.objective import ObjectiveConfig
 from pretrain.randomness import stable_hash
 from pretrain.schedule import StageConfig

@@ -21,8 +21,8 @@ from torch import nn
 from finetune.sft.config import RateScales
 from pretrain.launch.stage_run import StageRun, check_run_folder
 from pretrain.model.flavors import build_model, flavor
+from pretrain.model.moments_format import SMALLEST, block_of
 from pretrain.model.plan_sizes import model_moments
-from pretrain.moments_format import SMALLEST, block_of
 from pretrain.recipe import CheckpointConfig, OptimizerConfig, PretrainConfig, recipe_hash
 from pretrain.titan import moments
 from pretrain.titan.moments import ShardedAdamW8bit, optimizer_name, state_tensors

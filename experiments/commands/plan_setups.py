@@ -12,9 +12,9 @@ from finetune.sft.config import FinetuneConfig
 from pretrain.flow.guidance import NO_GUIDANCE
 from pretrain.generation.config import GenerateConfig
 from pretrain.generation.held import base_of
+from pretrain.model.moments_format import MomentsFormat
 from pretrain.model.plan_setup import Checkpointing, Setup
 from pretrain.model.plan_sizes import Base
-from pretrain.moments_format import MomentsFormat
 from pretrain.recipe import ParallelConfig, PretrainConfig
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pretrain.model.moments_format import MomentsFormat
 from pretrain.model.plan_sizes import Base
-from pretrain.moments_format import MomentsFormat
 
 Checkpointing = Literal["none", "selective", "full"]
 PlannedWork = Literal["train", "lora", "align", "rollout", "generate"]

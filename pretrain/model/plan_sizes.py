@@ -13,9 +13,9 @@ from pretrain.model.args import ModelArgs
 from pretrain.model.attention import Projections
 from pretrain.model.blocks import FeedForward
 from pretrain.model.flavors import build_model
+from pretrain.model.moments_format import MomentsFormat, moment_bytes
 from pretrain.model.quantised import halve, held_bytes, quantise_base
 from pretrain.model.shell import AVTransformer
-from pretrain.moments_format import MomentsFormat, moment_bytes
 
 Base = Literal["fp32", "bf16", "int8", "fp8", "nf4"]
 FP32, BF16 = 4, 2  # bytes

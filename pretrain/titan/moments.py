@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from pretrain.config import one_line
-from pretrain.moments_format import MomentsFormat, block_of
+from pretrain.model.moments_format import MomentsFormat, block_of
 from pretrain.titan.ema import local_shard
 
 EIGHT_BITS = "AdamW8bit"  # in the place of torchtitan's names of optimizers
