@@ -35,7 +35,7 @@ def keep(path: Path, run: Path, temporary: bool = False, limit: int | None = Non
     temporary: `path` is removed with the run, so what is kept, copied where need be, takes its place.
     """
     wanted = temporary or limit is None or _size(path) <= limit
-    kept = _kept(path, run, temporary) if wanted and path.exists() else None
+    kept = _kept(path, run, temporary) if wanted else None
     place = str((kept if kept and temporary else path).resolve())
     about: dict[str, Any] = {"path": place, "relative": os.path.relpath(place, run.resolve())}
     if temporary:
@@ -60,9 +60,9 @@ def _kept(path: Path, run: Path, may_copy: bool) -> Path | None:
             shutil.copy2(real, target)
 
     kept = run / KEPT / uuid.uuid4().hex[:8] / path.name
-    if run.resolve().is_relative_to(path.resolve()):  # no folder holds itself
-        return None
     try:
+        if not path.exists() or run.resolve().is_relative_to(path.resolve()):  # no folder holds itself
+            return None
         kept.parent.mkdir(parents=True)
         if path.is_dir():
             shutil.copytree(path, kept, copy_function=link)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import psutil
 
-from experiments.runs.logged_files import KEPT, changed, located, release, release_all
+from experiments.runs.logged_files import changed, located, release, release_all
 from experiments.runs.model_names import identified, other_model
 from experiments.runs.store_uri import public_uri, scrubbed
 from experiments.runs.tracker import EVENTS, OWNER, SpoolTracker, read_event
@@ -189,7 +189,7 @@ class SpooledRun:
         holds neither the metrics nor the end of its run. Raises what the store raises for anything else.
         """
         sent = self._send_left(store, self.sent_to(store.uri))
-        behind, failures = sent.offset, 0
+        behind, failures, ended = sent.offset, 0, False
         batch: list[Mapping[str, Any]] = []
         for offset, event in self.events(sent.offset):
             if event["kind"] != "metrics" or len(batch) >= MAX_EVENTS:
@@ -210,11 +210,11 @@ class SpooledRun:
                 left = (*sent.left, behind) if problem else sent.left
                 sent = replace(sent, run_id=run_id, offset=offset, left=left, problem=problem or sent.problem)
                 self._remember(sent)
-            behind = offset
+            behind, ended = offset, event["kind"] == "finish"
         sent = self._send_batch(store, sent, batch, behind)
         if sent.problem and not sent.left:
             self._remember(replace(sent, problem=""))
-        if not sent.left and (self.folder / KEPT).is_dir() and self.last_end()[0]:
+        if ended and not sent.left:
             release_all((event for _, event in self.events()), self.folder)
 
     def _send_left(self, store: Store, sent: Sent) -> Sent:
