@@ -22,7 +22,7 @@ MAX_COPIED_BYTES = 256 << 20  # of models; larger ones are stored by path and id
 # small, and written in place or appended to, which a hard link would follow; others are renamed into place
 TEXTS = frozenset({".csv", ".html", ".json", ".jsonl", ".log", ".md", ".txt", ".yaml", ".yml"})
 MAX_TEXT_BYTES = 64 << 20
-MAX_HASHED_BYTES = 8 << 20  # tells the same content written again, as by `dvc checkout`, from another one
+MAX_HASHED_BYTES = 1 << 20  # tells the same content written again, as by `dvc checkout`, from another one
 log = logging.getLogger(__name__)
 
 
@@ -48,7 +48,8 @@ def keep(path: Path, run: Path, temporary: bool = False, limit: int | None = Non
 
 def _kept(path: Path, run: Path, may_copy: bool) -> Path | None:
     def link(source: str, target: str) -> None:
-        real = os.path.realpath(source)  # of a symbolic link, as DVC makes them, the file
+        # of a symbolic link, as DVC makes them, the file
+        real = os.path.realpath(source) if Path(source).is_symlink() else source
         if Path(source).suffix.lower() in TEXTS and Path(real).stat().st_size <= MAX_TEXT_BYTES:
             shutil.copy2(real, target)
             return
@@ -61,10 +62,11 @@ def _kept(path: Path, run: Path, may_copy: bool) -> Path | None:
 
     kept = run / KEPT / uuid.uuid4().hex[:8] / path.name
     try:
-        if not path.exists() or run.resolve().is_relative_to(path.resolve()):  # no folder holds itself
-            return None
+        is_folder = path.is_dir()
+        if not path.exists() or (is_folder and run.resolve().is_relative_to(path.resolve())):
+            return None  # nothing there, or a folder that would be copied into itself
         kept.parent.mkdir(parents=True)
-        if path.is_dir():
+        if is_folder:
             shutil.copytree(path, kept, copy_function=link)
         else:
             link(str(path), str(kept))
