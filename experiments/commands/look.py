@@ -146,6 +146,7 @@ def tracking_flush(out: Path = Path("out")) -> int:
         Unreachable,
         flush,
         sender_lock,
+        silent_elsewhere,
         store_uri,
         unsent,
         wait_while_it_sends,
@@ -163,6 +164,8 @@ def tracking_flush(out: Path = Path("out")) -> int:
         wait_while_it_sends(spool, root, FLUSH_PATIENCE_S)
     except Unreachable as error:
         why = str(error)
+    for key, silent in silent_elsewhere(spool):
+        print(f"{key}: {silent}", file=sys.stderr)
     left = unsent(spool, root)
     if not left:
         print(f"{store_uri(root)}: everything is sent")

@@ -15,6 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from experiments.runs.local_store import follow_move
+from experiments.runs.owner import silence
 from experiments.runs.spool import SpooledRun, problem_of, spooled_runs
 from experiments.runs.store_uri import connection_uri, store_uri
 from pretrain.files import replacing
@@ -82,6 +83,11 @@ def unsent(spool: Path, root: Path) -> list[Unsent]:
         for run in spooled_runs(spool)
         if run.has_pending(uri)
     ]
+
+
+def silent_elsewhere(spool: Path) -> list[tuple[str, str]]:
+    """(key, what is known and what follows) of the runs of other machines that give no signs."""
+    return [(run.key, told) for run in spooled_runs(spool) if (told := silence(run.folder))]
 
 
 def stuck(folder: Path, root: Path) -> str:

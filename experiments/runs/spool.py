@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import psutil
-
+from experiments.runs.owner import OWNER, owner_in, runs_here, silent_since
 from experiments.runs.store_uri import public_uri, scrubbed
-from experiments.runs.tracker import EVENTS, OWNER, SpoolTracker, read_event
+from experiments.runs.tracker import EVENTS, SpoolTracker, read_event
 from pretrain.config import one_line
 from pretrain.files import replacing
 
 SENT = "sent.json"
 CONFIG = "config.json"
+ABANDONED = "nava.abandoned"  # tag: why a run that did not end itself was ended
 MAX_EVENTS = 500  # of metrics, sent together
 PATIENCE = 3  # files in a row that could not be stored, before the others of the run wait too
 RUN_LINK = re.compile(r"\(run:([\w.\-]+)\)")  # of Markdown: [text](run:KEY)
@@ -127,13 +128,9 @@ class SpooledRun:
             self._remember(replace(sent, problem=problem))
 
     def alive(self) -> bool:
-        """True if the run has not ended and its process is alive."""
+        """True if the run has not ended and its process is alive, or cannot be seen from this machine."""
         owner = self.owner()
-        try:
-            # a process that started later has reused the pid
-            return bool(owner) and psutil.Process(owner["pid"]).create_time() <= owner["time_s"]
-        except (KeyError, psutil.NoSuchProcess):  # ended meanwhile, or killed while it wrote
-            return False
+        return bool(owner) and runs_here(owner) is not False
 
     def started(self) -> bool:
         """False for a run that was only announced."""
@@ -150,10 +147,20 @@ class SpooledRun:
         return last
 
     def end_if_abandoned(self) -> bool:
-        """Write the end event of a killed process; True if one was missing."""
-        if not (self.folder / OWNER).is_file() or self.alive():
+        """Write the end event of a process that was killed, or is on another machine and silent for hours;
+        True if one was missing."""
+        owner, tags = self.owner(), {}
+        if not (self.folder / OWNER).is_file() or (alive := runs_here(owner)):
             return False
-        SpoolTracker(self.folder).finish(self._end_of_children() if self.owner().get("waits") else "KILLED")
+        if alive is None:
+            if not (since_s := silent_since(self.folder)):
+                return False
+            since = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(since_s))
+            tags = {ABANDONED: f"no sign of process {owner['pid']} of {owner['host']} since {since}"}
+        if self.owner() != owner or not (self.folder / OWNER).is_file():  # ended or went on meanwhile
+            return False
+        status = self._end_of_children() if owner.get("waits") else "KILLED"
+        SpoolTracker(self.folder).finish(status, tags)
         return True
 
     def start_event(self) -> dict[str, Any]:
@@ -161,11 +168,8 @@ class SpooledRun:
         return next((event for _, event in self.events() if event["kind"] == "start"), {})
 
     def owner(self) -> dict[str, Any]:
-        """The process that the run lasts as long as, {pid, time_s, waits}; empty for a run that has ended."""
-        try:
-            return json.loads((self.folder / OWNER).read_text())
-        except (OSError, ValueError):
-            return {}
+        """The process that the run lasts as long as (`owner_in`); empty for a run that has ended."""
+        return owner_in(self.folder)
 
     def _end_of_children(self) -> str:
         """FINISHED if every run below this one did, FAILED if one failed, else KILLED."""
