@@ -164,8 +164,31 @@ class SpooledRun:
         return True
 
     def start_event(self) -> dict[str, Any]:
-        """What the run began with; empty without it."""
-        return next((event for _, event in self.events() if event["kind"] == "start"), {})
+        """What the run began with, or went on with the last time; empty without it."""
+        last: dict[str, Any] = {}
+        for event in self._begins_and_ends():
+            last = event if event["kind"] == "start" else last
+        return last
+
+    def _begins_and_ends(self) -> Iterator[dict[str, Any]]:
+        with (self.folder / EVENTS).open("rb") as file:
+            for line in file:
+                # most lines are metrics, which are not parsed
+                if b'"start"' in line or b'"finish"' in line:
+                    event = read_event(line)
+                    if event is not None and event["kind"] in ("start", "finish"):
+                        yield event
+
+    def end_below(self, invocation: str) -> str | None:
+        """Status with which the run ended below an invocation, "" without; None if it was never below it."""
+        found, below = None, False
+        for event in self._begins_and_ends():
+            if event["kind"] == "start":
+                below = event.get("invocation") == invocation
+                found = "" if below else found
+            elif below:
+                found = event["status"]
+        return found
 
     def owner(self) -> dict[str, Any]:
         """The process that the run lasts as long as (`owner_in`); empty for a run that has ended."""
@@ -173,7 +196,7 @@ class SpooledRun:
 
     def _end_of_children(self) -> str:
         """FINISHED if every run below this one did, FAILED if one failed, else KILLED."""
-        found = {run.last_end()[0] for run in children(self.folder.parent, self.key)}
+        found = {run.end_below(self.key) for run in spooled_runs(self.folder.parent)} - {None}
         return "FAILED" if "FAILED" in found else "FINISHED" if found == {"FINISHED"} else "KILLED"
 
     def send(self, store: Store) -> None:
@@ -283,7 +306,7 @@ class SpooledRun:
 
 
 def children(spool: Path, invocation: str) -> list[SpooledRun]:
-    """The runs that an invocation started, oldest first."""
+    """The runs below an invocation, oldest first. One that several went on with is below the last of them."""
     return [run for run in spooled_runs(spool) if run.start_event().get("invocation") == invocation]
 
 
