@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from experiments.runs.mlflow_names import MAX_TAG, taken_text
 from experiments.runs.model_names import CHECKPOINT_TAG, CODEC_TAG, PARENT_TAG, TRAINED_ON_TAG
+from experiments.runs.resumed import COMMITS, others_before, values_of
 
 MODEL_VERSIONS = "mlflow.modelVersions"  # of a logged model: what MLflow's page of it lists
 MODEL_ID = "nava.model_id"  # MLflow's databases do not keep the model of a version
@@ -100,6 +101,8 @@ def _tags(model: LoggedModel, run: Run) -> dict[str, str]:
     found = {MODEL_ID: model.model_id} | {name: model.tags[name] for name in kept if name in model.tags}
     copied = ("nava.run", "nava.stage", "nava.recipe", "mlflow.source.git.commit", "git.dirty")
     found |= {name.replace("mlflow.source.", ""): of_run[name] for name in copied if of_run.get(name)}
+    if before := others_before(values_of(of_run.get(COMMITS, ""))):
+        found["git.commits_before"] = ", ".join(before)
     keys = {name: key for name, key in of_run.items() if name.startswith("parent_key.")}
     if keys:
         found["nava.parents"] = ", ".join(keys.values())
@@ -118,4 +121,6 @@ def _description(tags: dict[str, str]) -> str:
     if "git.commit" in tags:
         changed = " with uncommitted changes" if tags.get("git.dirty") == "true" else ""
         parts.append(f"commit {tags['git.commit'][:12]}{changed}")
+    if before := tags.get("git.commits_before"):
+        parts.append(f"begun with commit {before[:12]}")
     return ", ".join(parts)

@@ -33,9 +33,11 @@ class Store(Protocol):
 
     def find(self, key: str) -> str: ...
 
-    def announce(self, key: str, event: Mapping[str, Any]) -> str: ...
+    def announce(self, key: str, event: Mapping[str, Any], run_id: str = "") -> str: ...
 
-    def start(self, key: str, event: Mapping[str, Any], run_ids: Mapping[str, str]) -> str: ...
+    def start(
+        self, key: str, event: Mapping[str, Any], run_ids: Mapping[str, str], run_id: str = ""
+    ) -> str: ...
 
     def metrics(self, run_id: str, events: list[Mapping[str, Any]]) -> None: ...
 
@@ -266,11 +268,11 @@ class SpooledRun:
     def _send_event(self, store: Store, run_id: str, event: Mapping[str, Any]) -> str:
         """Send one event; returns the run's id, which the first event creates."""
         if event["kind"] == "announce":
-            return store.announce(self.key, event)
+            return store.announce(self.key, event, run_id)
         if event["kind"] == "start":
             known = self._siblings(store.uri, set(event["parents"].values()))
             above = self._linked(store, {event["invocation"]}) if event.get("invocation") else {}
-            return store.start(self.key, event, {**known, **above})
+            return store.start(self.key, event, {**known, **above}, run_id)
         if event["kind"] == "note":
             store.note(run_id, event, self._linked(store, linked_runs(event["text"])))
             return run_id
