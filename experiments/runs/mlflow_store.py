@@ -267,7 +267,10 @@ class MlflowStore:
 
     def _check_active(self, run_id: str) -> None:
         if self.client.get_run(run_id).info.lifecycle_stage != "active":
-            raise ValueError(f"run {run_id} was deleted in MLflow; restore it there to send the rest of it")
+            raise ValueError(
+                f"run {run_id} was deleted in MLflow; restore it there to send the rest of it, or give that "
+                "up: `nava tracking flush --let-go` with the run's key"
+            )
 
     def _name(self, run_id: str, name: str) -> str:
         """The name in MLflow; another one than the given is noted in the run's tags."""
@@ -326,6 +329,7 @@ class MlflowStore:
         return {"status": run.info.status, "tags": tags, "params": dict(run.data.params)}
 
     def finish(self, run_id: str, event: Mapping[str, Any]) -> None:
+        self._check_active(run_id)
         self._tags(run_id, event.get("tags", {}))
         self.client.set_terminated(run_id, status=event["status"], end_time=event["time_ms"])
 

@@ -6,6 +6,7 @@ Imports MLflow, which takes seconds: import it lazily.
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 from mlflow import MlflowClient
@@ -20,6 +21,7 @@ from experiments.runs.resumed import COMMITS, others_before, values_of
 MODEL_VERSIONS = "mlflow.modelVersions"  # of a logged model: what MLflow's page of it lists
 MODEL_ID = "nava.model_id"  # MLflow's databases do not keep the model of a version
 MOVED_AT = "nava.alias_moved_at_ms"
+AHEAD_S = 3600.0  # of this clock: no run of a right one has been then
 EXISTS = "RESOURCE_ALREADY_EXISTS"
 ABSENT = "RESOURCE_DOES_NOT_EXIST"
 
@@ -68,6 +70,17 @@ class RegisteredVersions:
         self.client.set_registered_model_alias(name, alias, version)
         self.client.set_registered_model_tag(name, key, str(time_ms))
         return True
+
+    def why_not_moved(self, name: str, alias: str) -> str:
+        """What `move_alias` answered False for, and what to do where a clock was wrong."""
+        key = f"{MOVED_AT}.{alias}"
+        moved_s = int(self.client.get_registered_model(name).tags.get(key, 0)) / 1000
+        said = "not moved: a later run has moved it, at " + time.strftime(
+            "%Y-%m-%d %H:%M UTC", time.gmtime(moved_s)
+        )
+        if moved_s - time.time() < AHEAD_S:
+            return said
+        return f"{said}, which lies ahead: delete the tag {key} of {name} in MLflow, then set the alias there"
 
     def _ensure(self, name: str) -> None:
         try:

@@ -20,6 +20,10 @@ SENT = "sent.json"
 CONFIG = "config.json"
 ABANDONED = "nava.abandoned"  # tag: why a run that did not end itself was ended
 MAX_EVENTS = 500  # of metrics, sent together
+FOLDER_REFUSED = (
+    "MLflow takes no plain folder any more; set MLFLOW_TRACKING_URI=sqlite:////PATH/mlflow.db, or unset it "
+    "(`mlflow migrate-filestore --source FOLDER --target sqlite:////PATH/mlflow.db` takes old runs over)"
+)
 PATIENCE = 3  # files in a row that could not be stored, before the others of the run wait too
 RUN_LINK = re.compile(r"\(run:([\w.\-]+)\)")  # of Markdown: [text](run:KEY)
 # kinds of events that copy files, or need a copied one, and may come after those behind them
@@ -122,6 +126,13 @@ class SpooledRun:
         """Number of events that this store lacks."""
         sent = self.sent_to(uri)
         return len(sent.left) + sum(1 for _ in self.events(sent.offset))
+
+    def let_go(self, uri: str) -> int:
+        """Count what this store lacks as sent, which stays in the spool; returns the number of events."""
+        events, sent = self.pending(uri), self.sent_to(uri)
+        offset = max((end for end, _ in self.events(sent.offset)), default=sent.offset)
+        self._remember(replace(sent, offset=offset, left=(), problem=""))
+        return events
 
     def note(self, uri: str, problem: str) -> None:
         """Keep why the run could not be sent."""
@@ -319,6 +330,8 @@ def linked_runs(text: str) -> set[str]:
 
 def problem_of(error: Exception) -> str:
     """What a store raised, in one line without secrets."""
+    if "migrate-filestore" in str(error):  # MLflow's own words are several lines
+        return FOLDER_REFUSED
     return f"{type(error).__name__}: {one_line(scrubbed(str(error)), 300)}"
 
 
