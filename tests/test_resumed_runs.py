@@ -97,6 +97,8 @@ def test_a_run_that_goes_on_with_other_code_says_so_everywhere(tmp_path, store, 
         "input.new": f"none -> {'4' * 32}",
         "input.old": f"{'2' * 32} -> none",
     }
+    # sent again, as without sent.json, and by a try whose answer was lost
+    assert send_all_again() == 0 and run_of(store, tracker).data.tags == tags
     [version] = store.search_model_versions("name = 'nava-mini'")
     assert (version.tags["git.commit"], version.tags["git.commits_before"]) == (B, A)
     assert f"commit {B[:12]} with uncommitted changes, begun with commit {A[:12]}" in version.description
@@ -109,7 +111,6 @@ def test_a_run_that_goes_on_with_other_code_says_so_everywhere(tmp_path, store, 
         assert facts["inputs"] == {"pretrain/model": "3" * 32, "new": "4" * 32}
     show(elsewhere)
     assert f"commit {B[:10]} + changes (begun with {A[:10]})" in capsys.readouterr().out
-    assert send_all_again() == 0
 
 
 def test_a_run_stays_one_where_its_experiment_is_renamed(tmp_path, store):

@@ -37,11 +37,13 @@ from pretrain.config import one_line
 KEY_TAG = "nava.run"
 PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
 ANNOUNCED = "nava.announced"
+STARTS = "nava.starts_ms"  # times of the starts of which all has arrived
 STARTED = "nava.started"  # set when all of a start has arrived: tags, params, inputs
 # what MLflow did not take as it was: name in MLflow -> original name, or -> why
 MAPPED, DROPPED, TRUNCATED = "nava.mapped.", "nava.dropped.", "nava.truncated."
 MAX_METRICS = 1000
 MAX_PARAMS = 100
+MAX_STARTS = 300
 _Entry = TypeVar("_Entry")
 # MLflow answers 400 for whatever its database raises, also where only the connection is gone
 _BROKEN = re.compile(r"(?i)InterfaceError|InternalError|Disconnect|ResourceClosed|PendingRollback|connection")
@@ -113,15 +115,19 @@ class MlflowStore:
         }
         tags = {**event["tags"], **_parent_tags(event["parents"], parents)}
         tags |= {f"input.{path}": md5 for path, md5 in event["inputs"].items()}
-        if STARTED in run.data.tags:
+        resumed = STARTED in run.data.tags
+        starts = run.data.tags.get(STARTS, str(run.info.start_time)).split()
+        if resumed and str(event["time_ms"]) in starts:  # as all events are sent again
+            return run_id
+        if resumed:
             self._resume(run, event, tags)
         self._tags(run_id, {**tags, **self._nested(event, run_ids)})
-        if STARTED in run.data.tags:
-            self._log_inputs(run_id, event)
-            return run_id
-        params = event.get("params")
-        self._log_params(run_id, event["config"] if params is None else params)
+        if not resumed:
+            params = event.get("params")
+            self._log_params(run_id, event["config"] if params is None else params)
         self._log_inputs(run_id, event)
+        starts = [*(starts if resumed else ()), str(event["time_ms"])][-MAX_STARTS:]
+        self.client.set_tag(run_id, STARTS, " ".join(starts))
         self.client.set_tag(run_id, STARTED, "true")
         if ANNOUNCED in run.data.tags:
             self.client.delete_tag(run_id, ANNOUNCED)
