@@ -4,6 +4,7 @@ short."""
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from experiments.runs.model_names import (
     registered_name,
 )
 from experiments.runs.spool import SpooledRun
+from experiments.runs.tracker import SpoolTracker
 
 NAME = "nava-mini"
 
@@ -151,6 +153,24 @@ def test_an_alias_follows_the_time_of_runs_not_the_order_of_sending(store, monke
     hidden.rename(older)
     assert send() == 0 and newer.is_dir()
     assert len(versions(store)) == 2 and aliases(store) == {"pretrained": late}
+
+
+def test_an_alias_that_a_wrong_clock_holds_says_so_and_how_to_free_it(store, monkeypatch):
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 365 * 86400)
+    first = train("a", b"one")
+    monkeypatch.setattr(time, "time", real)
+    train("b", b"two")
+    assert send() == 0 and aliases(store) == {"pretrained": first}
+    runs = [run_of(store, SpoolTracker(path)) for path in sorted(Path("out/tracking").glob("2*"))]
+    said = [run.data.tags.get("nava.alias.pretrained", "") for run in runs]
+    ahead = next(filter(None, said))
+    assert said.count("") == 1 and "a later run has moved it, at 20" in ahead
+    [tag] = [tag for tag in store.get_registered_model("nava-mini").tags if tag.endswith(".pretrained")]
+    assert f"which lies ahead: delete the tag {tag} of nava-mini" in ahead
+    store.delete_registered_model_tag("nava-mini", tag)
+    third = train("c", b"three")
+    assert send() == 0 and aliases(store) == {"pretrained": third}
 
 
 def test_earlier_stages_are_logged_and_not_registered(store):

@@ -111,8 +111,9 @@ class LoggedModels:
             name = self.versions.name_with(start, name) or name
         if name:
             version = self.versions.register(name, model, self.client.get_run(run_id))
-            if event.get("alias"):
-                self.versions.move_alias(name, event["alias"], version, event["time_ms"])
+            alias = event.get("alias", "")
+            if alias and not self.versions.move_alias(name, alias, version, event["time_ms"]):
+                self._set_tags(run_id, {f"nava.alias.{alias}": self.versions.why_not_moved(name, alias)})
         elif start:
             why = f"started from checkpoint {start}, which is no version of a registered model"
             self._set_tags(run_id, {"nava.not_registered": why})
@@ -132,7 +133,7 @@ class LoggedModels:
         elif self.versions.move_alias(name, alias, version.version, event["time_ms"]):
             said = f"{name} version {version.version}"
         else:
-            said = "not moved: a later run has moved it"
+            said = self.versions.why_not_moved(name, alias)
         self._set_tags(run_id, {f"nava.alias.{alias}": said})
 
     def measured(self, run_id: str, checkpoint: str) -> str:

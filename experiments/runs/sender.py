@@ -16,7 +16,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from experiments.runs.local_store import follow_move
-from experiments.runs.spool import SpooledRun, problem_of, spooled_runs
+from experiments.runs.owner import silence
+from experiments.runs.spool import FOLDER_REFUSED, SpooledRun, problem_of, spooled_runs
 from experiments.runs.store_uri import connection_uri, store_uri
 from pretrain.files import replacing
 
@@ -85,6 +86,26 @@ def unsent(spool: Path, root: Path) -> list[Unsent]:
         for run in spooled_runs(spool)
         if run.has_pending(uri)
     ]
+
+
+def give_up(spool: Path, root: Path, key: str) -> int:
+    """Give up what the store cannot be sent of a run; returns the number of events, which stay in the spool.
+
+    Raises ValueError where there is no such run, or nothing says that it cannot be sent.
+    """
+    run, uri = SpooledRun(spool / key), store_uri(root)
+    if key not in {known.key for known in spooled_runs(spool)}:
+        raise ValueError(f"{key}: no run in {spool}; `nava tracking flush` names those that are not sent")
+    if not run.has_pending(uri):
+        raise ValueError(f"{key}: {uri} has all of it; there is nothing to give up")
+    if not run.sent_to(uri).problem:
+        raise ValueError(f"{key}: it waits, and no fault of it is known; `nava tracking flush` sends it")
+    return run.let_go(uri)
+
+
+def silent_elsewhere(spool: Path) -> list[tuple[str, str]]:
+    """(key, what is known and what follows) of the runs of other machines that give no signs."""
+    return [(run.key, told) for run in spooled_runs(spool) if (told := silence(run.folder))]
 
 
 def stuck(folder: Path, root: Path) -> str:
@@ -158,9 +179,9 @@ def _connect(root: Path) -> Any:
             store.open()
             _store = store
         except Exception as error:  # MLflow's stores raise whatever their database or HTTP client does
-            raise Unreachable(
-                f"{store_uri(root)}: MLflow does not answer ({problem_of(error)}); the runs stay in the spool"
-            ) from error
+            problem = problem_of(error)
+            said = problem if problem == FOLDER_REFUSED else f"MLflow does not answer ({problem})"
+            raise Unreachable(f"{store_uri(root)}: {said}; the runs stay in the spool") from error
     return _store
 
 

@@ -5,23 +5,28 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import psutil
-
 from experiments.runs.logged_files import changed, located, release, release_all
 from experiments.runs.model_names import identified, other_model
+from experiments.runs.owner import OWNER, owner_in, runs_here, silent_since
 from experiments.runs.store_uri import public_uri, scrubbed
-from experiments.runs.tracker import EVENTS, OWNER, SpoolTracker, read_event
+from experiments.runs.tracker import EVENTS, SpoolTracker, read_event
 from pretrain.config import one_line
 from pretrain.files import replacing
 
 SENT = "sent.json"
 CONFIG = "config.json"
+ABANDONED = "nava.abandoned"  # tag: why a run that did not end itself was ended
 MAX_EVENTS = 500  # of metrics, sent together
+FOLDER_REFUSED = (
+    "MLflow takes no plain folder any more; set MLFLOW_TRACKING_URI=sqlite:////PATH/mlflow.db, or unset it "
+    "(`mlflow migrate-filestore --source FOLDER --target sqlite:////PATH/mlflow.db` takes old runs over)"
+)
 PATIENCE = 3  # files in a row that could not be stored, before the others of the run wait too
 RUN_LINK = re.compile(r"\(run:([\w.\-]+)\)")  # of Markdown: [text](run:KEY)
 # kinds of events that copy files, or need a copied one, and may come after those behind them
@@ -35,9 +40,11 @@ class Store(Protocol):
 
     def find(self, key: str) -> str: ...
 
-    def announce(self, key: str, event: Mapping[str, Any]) -> str: ...
+    def announce(self, key: str, event: Mapping[str, Any], run_id: str = "") -> str: ...
 
-    def start(self, key: str, event: Mapping[str, Any], run_ids: Mapping[str, str]) -> str: ...
+    def start(
+        self, key: str, event: Mapping[str, Any], run_ids: Mapping[str, str], run_id: str = ""
+    ) -> str: ...
 
     def metrics(self, run_id: str, events: list[Mapping[str, Any]]) -> None: ...
 
@@ -130,6 +137,13 @@ class SpooledRun:
         sent = self.sent_to(uri)
         return len(sent.left) + sum(1 for _ in self.events(sent.offset))
 
+    def let_go(self, uri: str) -> int:
+        """Count what this store lacks as sent, which stays in the spool; returns the number of events."""
+        events, sent = self.pending(uri), self.sent_to(uri)
+        offset = max((end for end, _ in self.events(sent.offset)), default=sent.offset)
+        self._remember(replace(sent, offset=offset, left=(), problem=""))
+        return events
+
     def note(self, uri: str, problem: str) -> None:
         """Keep why the run could not be sent."""
         sent = self.sent_to(uri)
@@ -137,13 +151,9 @@ class SpooledRun:
             self._remember(replace(sent, problem=problem))
 
     def alive(self) -> bool:
-        """True if the run has not ended and its process is alive."""
+        """True if the run has not ended and its process is alive, or cannot be seen from this machine."""
         owner = self.owner()
-        try:
-            # a process that started later has reused the pid
-            return bool(owner) and psutil.Process(owner["pid"]).create_time() <= owner["time_s"]
-        except (KeyError, psutil.NoSuchProcess):  # ended meanwhile, or killed while it wrote
-            return False
+        return bool(owner) and runs_here(owner) is not False
 
     def started(self) -> bool:
         """False for a run that was only announced."""
@@ -160,26 +170,58 @@ class SpooledRun:
         return last
 
     def end_if_abandoned(self) -> bool:
-        """Write the end event of a killed process; True if one was missing."""
-        if not (self.folder / OWNER).is_file() or self.alive() or not self.is_ours():
+        """Write the end event of a process that was killed, or is on another machine and silent for hours;
+        True if one was missing."""
+        owner, tags = self.owner(), {}
+        if not (self.folder / OWNER).is_file() or (alive := runs_here(owner)):
             return False
-        SpoolTracker(self.folder).finish(self._end_of_children() if self.owner().get("waits") else "KILLED")
+        if not self.is_ours():
+            return False
+        if alive is None:
+            if not (since_s := silent_since(self.folder)):
+                return False
+            since = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(since_s))
+            tags = {ABANDONED: f"no sign of process {owner['pid']} of {owner['host']} since {since}"}
+        if self.owner() != owner or not (self.folder / OWNER).is_file():  # ended or went on meanwhile
+            return False
+        status = self._end_of_children() if owner.get("waits") else "KILLED"
+        SpoolTracker(self.folder).finish(status, tags)
         return not (self.folder / OWNER).is_file()
 
     def start_event(self) -> dict[str, Any]:
-        """What the run began with; empty without it."""
-        return next((event for _, event in self.events() if event["kind"] == "start"), {})
+        """What the run began with, or went on with the last time; empty without it."""
+        last: dict[str, Any] = {}
+        for event in self._begins_and_ends():
+            last = event if event["kind"] == "start" else last
+        return last
+
+    def _begins_and_ends(self) -> Iterator[dict[str, Any]]:
+        with (self.folder / EVENTS).open("rb") as file:
+            for line in file:
+                # most lines are metrics, which are not parsed
+                if b'"start"' in line or b'"finish"' in line:
+                    event = read_event(line)
+                    if event is not None and event["kind"] in ("start", "finish"):
+                        yield event
+
+    def end_below(self, invocation: str) -> str | None:
+        """Status with which the run ended below an invocation, "" without; None if it was never below it."""
+        found, below = None, False
+        for event in self._begins_and_ends():
+            if event["kind"] == "start":
+                below = event.get("invocation") == invocation
+                found = "" if below else found
+            elif below:
+                found = event["status"]
+        return found
 
     def owner(self) -> dict[str, Any]:
-        """The process that the run lasts as long as, {pid, time_s, waits}; empty for a run that has ended."""
-        try:
-            return json.loads((self.folder / OWNER).read_text())
-        except (OSError, ValueError):
-            return {}
+        """The process that the run lasts as long as (`owner_in`); empty for a run that has ended."""
+        return owner_in(self.folder)
 
     def _end_of_children(self) -> str:
         """FINISHED if every run below this one did, FAILED if one failed, else KILLED."""
-        found = {run.last_end()[0] for run in children(self.folder.parent, self.key)}
+        found = {run.end_below(self.key) for run in spooled_runs(self.folder.parent)} - {None}
         return "FAILED" if "FAILED" in found else "FINISHED" if found == {"FINISHED"} else "KILLED"
 
     def send(self, store: Store) -> None:
@@ -265,11 +307,11 @@ class SpooledRun:
     def _send_event(self, store: Store, run_id: str, event: Mapping[str, Any]) -> str:
         """Send one event; returns the run's id, which the first event creates."""
         if event["kind"] == "announce":
-            return store.announce(self.key, event)
+            return store.announce(self.key, event, run_id)
         if event["kind"] == "start":
             known = self._siblings(store.uri, set(event["parents"].values()))
             above = self._linked(store, {event["invocation"]}) if event.get("invocation") else {}
-            return store.start(self.key, event, {**known, **above})
+            return store.start(self.key, event, {**known, **above}, run_id)
         if event["kind"] == "note":
             store.note(run_id, event, self._linked(store, linked_runs(event["text"])))
             return run_id
@@ -305,7 +347,7 @@ class SpooledRun:
 
 
 def children(spool: Path, invocation: str) -> list[SpooledRun]:
-    """The runs that an invocation started, oldest first."""
+    """The runs below an invocation, oldest first. One that several went on with is below the last of them."""
     return [run for run in spooled_runs(spool) if run.start_event().get("invocation") == invocation]
 
 
@@ -316,6 +358,8 @@ def linked_runs(text: str) -> set[str]:
 
 def problem_of(error: Exception) -> str:
     """What a store raised, in one line without secrets."""
+    if "migrate-filestore" in str(error):  # MLflow's own words are several lines
+        return FOLDER_REFUSED
     return f"{type(error).__name__}: {one_line(scrubbed(str(error)), 300)}"
 
 

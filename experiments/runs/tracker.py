@@ -21,12 +21,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from experiments.runs import owner
 from experiments.runs.logged_files import MAX_COPIED_BYTES, keep, release
 from experiments.runs.origin import origin_of
 from pretrain.files import replacing
 
 EVENTS = "events.jsonl"
-OWNER = "owner.json"
 RUN_KEY = "run_key.txt"
 # STAGE=KEY: the run that a submission announced for a stage, in the environment of its job
 ANNOUNCED_RUN = "NAVA_RUN"
@@ -172,15 +172,14 @@ class SpoolTracker:
         """
         self.tags |= run.tags
         self._append("start", **vars(run), **self.about)
-        owner = {"pid": pid or os.getpid(), "time_s": time.time(), **({"waits": True} if pid else {})}
         with contextlib.suppress(OSError):
-            (self.folder / OWNER).write_text(json.dumps(owner))
+            owner.hold(self.folder, pid, run.invocation)
 
     def finish(self, status: str, tags: Mapping[str, str] | None = None) -> None:
         """End the run; status is one of MLflow's FINISHED, FAILED, KILLED."""
         if self._append("finish", status=status, **({"tags": dict(tags)} if tags else {})):
             with contextlib.suppress(OSError):  # without the end, it stays for `SpooledRun.end_if_abandoned`
-                (self.folder / OWNER).unlink()
+                owner.let_go(self.folder)
 
     def _append(self, kind: str, **values: Any) -> bool:
         """Write an event; False where it could not be written."""
