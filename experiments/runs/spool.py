@@ -141,19 +141,30 @@ class SpooledRun:
 
     def last_end(self) -> tuple[str, int]:
         """(status, milliseconds since 1970) of the run's last end; ("", 0) if it runs or waits."""
-        last = ("", 0)
+        event = self.end_event()
+        return (event["status"], event["time_ms"]) if event else ("", 0)
+
+    def end_event(self) -> dict[str, Any]:
+        """The run's last end; empty if it runs or waits."""
+        last: dict[str, Any] = {}
         for _, event in self.events():
             if event["kind"] in ("announce", "start"):
-                last = ("", 0)
+                last = {}
             elif event["kind"] == "finish":
-                last = (event["status"], event["time_ms"])
+                last = event
         return last
+
+    def last_start(self) -> dict[str, Any]:
+        """What the run began with, or was resumed with last; empty without it."""
+        starts = [event for _, event in self.events() if event["kind"] == "start"]
+        return starts[-1] if starts else {}
 
     def end_if_abandoned(self) -> bool:
         """Write the end event of a killed process; True if one was missing."""
         if not (self.folder / OWNER).is_file() or self.alive():
             return False
-        SpoolTracker(self.folder).finish(self._end_of_children() if self.owner().get("waits") else "KILLED")
+        status = self._end_of_children() if self.owner().get("waits") else "KILLED"
+        SpoolTracker(self.folder).finish(status, abandoned=True)
         return True
 
     def start_event(self) -> dict[str, Any]:

@@ -195,9 +195,13 @@ class SpoolTracker:
         with contextlib.suppress(OSError):
             (self.folder / OWNER).write_text(json.dumps(owner))
 
-    def finish(self, status: str, tags: Mapping[str, str] | None = None) -> None:
-        """End the run; status is one of MLflow's FINISHED, FAILED, KILLED."""
-        self._append("finish", status=status, **({"tags": dict(tags)} if tags else {}))
+    def finish(self, status: str, tags: Mapping[str, str] | None = None, abandoned: bool = False) -> None:
+        """End the run; status is one of MLflow's FINISHED, FAILED, KILLED.
+
+        abandoned: its process ended without doing so itself.
+        """
+        more = {**({"tags": dict(tags)} if tags else {}), **({"abandoned": True} if abandoned else {})}
+        self._append("finish", status=status, **more)
         with contextlib.suppress(OSError):
             (self.folder / OWNER).unlink()
 
