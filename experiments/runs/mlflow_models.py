@@ -16,10 +16,9 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelInput, LoggedModelOutput
 
 from experiments.runs.mlflow_versions import RegisteredVersions
-from experiments.runs.model_names import ADAPTER, CHECKPOINT_TAG, TAG_OF
+from experiments.runs.model_names import ADAPTER, CHECKPOINT_TAG, MAX_COPIED_BYTES, TAG_OF
 
 LOGGED_AT = "nava.logged_at_ms"  # tells the models of one name and run apart
-MAX_COPIED_BYTES = 256 << 20
 READY = "READY"
 
 
