@@ -12,7 +12,7 @@ import contextlib
 import os
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -115,7 +115,7 @@ def connect(address: str = "", insecure: bool = False) -> Cluster:
     """
     try:
         from ray.exceptions import RayError
-        from ray.job_submission import JobSubmissionClient as _  # noqa: F401
+        from ray.job_submission import JobSubmissionClient
     except ImportError as error:
         raise ValueError(f"Ray Jobs need Ray ({error}); pip install 'nava[serve]'") from None
     if address and not address.startswith(_WEB):
@@ -127,7 +127,7 @@ def connect(address: str = "", insecure: bool = False) -> Cluster:
             url = given if given.startswith(_WEB) else _dashboard_of(given, insecure)
             if not insecure:
                 check_dashboard(url)
-            return _connected(url)
+            return _connected(JobSubmissionClient, url)
     except ConnectionError as error:
         raise OSError(
             f"{given}: no Ray cluster answers ({_first_line(error)}); start one by `ray start --head`, or "
@@ -156,18 +156,15 @@ def _dashboard_of(address: str, insecure: bool) -> str:
     return url
 
 
-def _connected(url: str) -> Cluster:
+def _connected(client: Callable[..., Jobs], url: str) -> Cluster:
     from ray.exceptions import AuthenticationError
-    from ray.job_submission import JobSubmissionClient
 
     try:
-        return Cluster(JobSubmissionClient(url), url)
+        return Cluster(client(url), url)
     except AuthenticationError:
         if not (token := ray_token()):
             raise
-        return Cluster(
-            JobSubmissionClient(url, headers={"Authorization": f"Bearer {token}"}), url, by_token=True
-        )
+        return Cluster(client(url, headers={"Authorization": f"Bearer {token}"}), url, by_token=True)
 
 
 def address_of(address: str) -> str:

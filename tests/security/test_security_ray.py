@@ -6,15 +6,19 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
 
 import pytest
 
-from orchestration import ray_security
+from orchestration import launch, ray_security
 from orchestration.ray_security import embedded_options, join_securely
+
+with suppress(ImportError):  # before `world` replaces a module of it
+    import ray.dashboard.utils
+    import ray.job_submission  # noqa: F401
 
 pytestmark = pytest.mark.security
 ROOT = Path(__file__).parents[2]
@@ -126,7 +130,7 @@ def test_a_dashboard_that_takes_jobs_from_anyone_is_refused(status, error, said)
 @pytest.mark.parametrize("variable", ["RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"])
 @pytest.mark.parametrize("given", ["auto", "10.0.0.1:6379", "http"])
 def test_the_dashboard_that_gets_the_job_is_the_one_that_is_checked(monkeypatch, variable, given):
-    launch, utils = pytest.importorskip("orchestration.launch"), pytest.importorskip("ray.dashboard.utils")
+    utils = pytest.importorskip("ray.dashboard.utils")
     connected: list[str] = []
     monkeypatch.setattr("ray.job_submission.JobSubmissionClient", connected.append)
     with dashboard(200) as url:
@@ -144,7 +148,7 @@ def test_the_dashboard_that_gets_the_job_is_the_one_that_is_checked(monkeypatch,
 
 @pytest.mark.parametrize("given", ["ray://127.0.0.1:10001", "json://127.0.0.1"])
 def test_an_address_that_only_connecting_resolves_is_refused(monkeypatch, given):
-    launch = pytest.importorskip("orchestration.launch")
+    pytest.importorskip("ray")
     monkeypatch.setattr("ray.init", lambda **_: pytest.fail("connected before it was checked"))
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_ADDRESS", given)
