@@ -18,7 +18,6 @@ from typing import Any
 from pretrain.files import sha256_of
 
 KEPT = "files"  # in a run's spool folder, each in a folder of its own
-MAX_COPIED_BYTES = 256 << 20  # of models; larger ones are stored by path and id, so nothing of them is kept
 # small, and written in place or appended to, which a hard link would follow; others are renamed into place
 TEXTS = frozenset({".csv", ".html", ".json", ".jsonl", ".log", ".md", ".txt", ".yaml", ".yml"})
 MAX_TEXT_BYTES = 64 << 20

@@ -161,12 +161,17 @@ class SpooledRun:
 
     def last_end(self) -> tuple[str, int]:
         """(status, milliseconds since 1970) of the run's last end; ("", 0) if it runs or waits."""
-        last = ("", 0)
+        event = self.end_event()
+        return (event["status"], event["time_ms"]) if event else ("", 0)
+
+    def end_event(self) -> dict[str, Any]:
+        """The run's last end; empty if it runs or waits."""
+        last: dict[str, Any] = {}
         for _, event in self.events():
             if event["kind"] in ("announce", "start"):
-                last = ("", 0)
+                last = {}
             elif event["kind"] == "finish":
-                last = (event["status"], event["time_ms"])
+                last = event
         return last
 
     def end_if_abandoned(self) -> bool:
@@ -185,7 +190,7 @@ class SpooledRun:
         if self.owner() != owner or not (self.folder / OWNER).is_file():  # ended or went on meanwhile
             return False
         status = self._end_of_children() if owner.get("waits") else "KILLED"
-        SpoolTracker(self.folder).finish(status, tags)
+        SpoolTracker(self.folder).finish(status, tags, abandoned=True)
         return not (self.folder / OWNER).is_file()
 
     def start_event(self) -> dict[str, Any]:

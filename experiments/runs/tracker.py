@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from experiments.runs import owner
-from experiments.runs.logged_files import MAX_COPIED_BYTES, keep, release
+from experiments.runs.logged_files import keep, release
+from experiments.runs.model_names import MAX_COPIED_BYTES
 from experiments.runs.origin import origin_of
 from pretrain.files import replacing
 
@@ -175,9 +176,13 @@ class SpoolTracker:
         with contextlib.suppress(OSError):
             owner.hold(self.folder, pid, run.invocation)
 
-    def finish(self, status: str, tags: Mapping[str, str] | None = None) -> None:
-        """End the run; status is one of MLflow's FINISHED, FAILED, KILLED."""
-        if self._append("finish", status=status, **({"tags": dict(tags)} if tags else {})):
+    def finish(self, status: str, tags: Mapping[str, str] | None = None, abandoned: bool = False) -> None:
+        """End the run; status is one of MLflow's FINISHED, FAILED, KILLED.
+
+        abandoned: its process ended without doing so itself.
+        """
+        more = {**({"tags": dict(tags)} if tags else {}), **({"abandoned": True} if abandoned else {})}
+        if self._append("finish", status=status, **more):
             with contextlib.suppress(OSError):  # without the end, it stays for `SpooledRun.end_if_abandoned`
                 owner.let_go(self.folder)
 
