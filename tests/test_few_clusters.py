@@ -4,11 +4,15 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from scipy.stats import ttest_1samp
 
 from experiments.report.before_after import beyond_codec
+from experiments.report.page import page_environment
+from experiments.report.pictures import before_after_dots
+from experiments.report.summary import short_interval
 from experiments.scoring.few_clusters import FEW, FEWEST_JUDGED
 from experiments.scoring.statistics import (
     ClipDraws,
@@ -21,6 +25,8 @@ from experiments.scoring.statistics import (
     bootstrap_ratio,
     mean_over_seeds,
 )
+from experiments.studies import page
+from experiments.studies.plot import errorbars
 
 TRIALS, RESAMPLES = 600, 200
 DRAWN = {
@@ -60,13 +66,14 @@ def test_of_skewed_values_more_are_covered_than_by_percentiles(count):
 few_values = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=FEW - 1)
 
 
+@settings(max_examples=30, deadline=None)
 @given(few_values.filter(lambda values: np.std(values) > 1e-3))
 def test_it_is_the_interval_of_the_t_test(values):
-    found = bootstrap_mean(values)
+    found = bootstrap_mean(values, num_resamples=10)
     expected = ttest_1samp(values, 0.0).confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), rel=1e-9, abs=1e-9)
     ones, zeros = [1.0] * (len(values) + 1), [0.0] * (len(values) + 1)
-    moved = bootstrap_difference(([*values, math.nan], ones), (zeros, ones))
+    moved = bootstrap_difference(([*values, math.nan], ones), (zeros, ones), num_resamples=10)
     assert (moved.low, moved.high) == pytest.approx((found.low, found.high), rel=1e-9, abs=1e-9)
     assert (moved.n, moved.unscored, moved.clusters) == (len(values), 1, len(values))
 
@@ -121,3 +128,18 @@ def test_a_change_without_an_interval_goes_no_further_beyond_the_codec():
     metric = {"better": "higher", "beyond_codec": True, "beyond_codec_before": True}
     metric["difference"] = {"mean": 1.0, "low": None, "high": None, "n": 1}
     assert beyond_codec({"metrics": {"sync_judge": metric}}) == []
+
+
+def test_pages_and_pictures_show_a_mean_without_its_interval():
+    alone = {"mean": 0.5, "low": None, "high": None, "n": 1}
+    cell = page_environment().get_template("parts.html.j2").module.cell(alone)  # type: ignore[attr-defined]
+    assert "<td>0.500</td>" in cell and "None" not in cell
+    assert (short_interval(alone), page.interval(alone), page.signed(alone)) == ("0.500", "0.500", "+0.500")
+    axes = Figure().subplots()
+    errorbars(axes, [(0.0, alone), (1.0, {"mean": 0.5, "low": 0.4, "high": 0.7})], {})
+    (bars,) = axes.containers[0][2]
+    ends = [segment[:, 1].tolist() for segment in bars.get_segments()]
+    assert ends == [[0.5, 0.5], pytest.approx([0.4, 0.7])]
+    sides = {side: alone for side in ("before", "after", "codec")}
+    drawn = {"metrics": {"sync_judge": {"role": "judge", "better": "higher", "difference": alone, **sides}}}
+    assert before_after_dots(drawn).startswith(b"\x89PNG")

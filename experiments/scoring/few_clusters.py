@@ -30,4 +30,4 @@ def student_interval(point: float, deviations: np.ndarray) -> tuple[float, float
     if count < 2 or (count < FEWEST_JUDGED and spread <= 1e-9 * abs(point)):
         return math.nan, math.nan
     half = float(t.ppf(TAILS[1], count - 1)) * spread
-    return point - half, point + half
+    return float(point) - half, float(point) + half
