@@ -146,7 +146,7 @@ def plan(
     held: dict[str, Any] = {"base": base, "rank": rank, "moments": moments, "local_batch": local_batch}
     options = PlanOptions(gpus=gpus, parked=parked, **spread, **held)
     check_options(options, asked)
-    rates = _rates(recipe, clips=clips, price=price, encode_pixels_per_s=encode_pixels_per_s)
+    rates = _rates(recipe, align, clips=clips, price=price, encode_pixels_per_s=encode_pixels_per_s)
     check_round(seconds_per_clip, align, work, dry_run, clips is not None or encode_pixels_per_s)
     if align:
         return plan_round(recipe, options, sizes, seconds_per_clip, speed, price, as_json)
@@ -206,11 +206,11 @@ def _asks_for_costs(rates: dict[str, Any]) -> bool:
     return rates["clips"] is not None or bool(rates["price"]) or bool(rates["encode_pixels_per_s"])
 
 
-def _rates(recipe: Recipe | None, **rates: Any) -> dict[str, Any]:
-    """As given. Raises ValueError where costs are asked for that cannot be worked out."""
+def _rates(recipe: Recipe | None, align: bool, **rates: Any) -> dict[str, Any]:
+    """As given. Raises ValueError where costs of a training are asked for that cannot be worked out."""
     from pretrain.plan_costs import check_rates
 
-    if _asks_for_costs(rates):
+    if not align and _asks_for_costs(rates):
         if recipe is None:
             raise ValueError("--clips, --price: a flavor has no stages to train; give a recipe")
         check_rates(**rates)
