@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from experiments.scoring.rows import ScoredRow, score_in
 from experiments.scoring.sets import DIALOGUE_SET, EXCHANGED_SET, VOICES
@@ -15,14 +16,15 @@ ScoredGroups = Mapping[tuple[str, str], Sequence[ScoredRow]]  # by prompt set an
 def voices_exchanged(groups: ScoredGroups, seed: int = 0) -> Interval | None:
     """Share of dialogues in which both clips have the nearest voice right in every turn; None without pairs.
 
-    A pair of which a clip was not scored takes no part. The interval resamples prompts.
+    A pair of which a clip was not scored takes no part. The interval is over prompts, within 0 and 1.
     """
     once = {row["data_id"]: row for row in groups.get((DIALOGUE_SET, "generated"), ())}
     again = groups.get((EXCHANGED_SET, "generated"), ())
     values = [_all_right(once[row["data_id"]], row) for row in again if row["data_id"] in once]
     if not values:
         return None
-    return bootstrap_ratio(values, [1.0] * len(values), seed)
+    found = bootstrap_ratio(values, [1.0] * len(values), seed)
+    return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
 
 
 def _all_right(*rows: ScoredRow) -> float:

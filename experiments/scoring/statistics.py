@@ -3,19 +3,24 @@
 One measure over clips (`Terms`) resamples the clips. One measure over seeds and clips (`Table`) resamples the
 seeds, and the clips either in each drawn seed by itself (`Draws.nested`) or the same ones in all of them
 (`Draws.crossed`: all seeds answer the same prompts, so what is hard about a prompt does not average out).
+
+Of fewer than `FEW` clips, or clusters of clips, the interval of a measure over clips is Student's, and there
+is none of a single one (`few_clusters`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress
 
 import numpy as np
 
+from experiments.scoring.few_clusters import FEW, FEWEST_JUDGED, student_interval
 from pretrain.statistics import NUM_RESAMPLES, cluster_counts, percentiles, ratios_of_sums
 
+TOO_FEW = "too few"
 Terms = tuple[Sequence[float], Sequence[float]]  # numerator and denominator of every clip; a mean has 1 below
 # [seeds][clips] (numerator, denominator); None = unscored
 SeedTerms = Sequence[Sequence[Sequence[float] | None]]
@@ -23,13 +28,16 @@ SeedTerms = Sequence[Sequence[Sequence[float] | None]]
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate over n clips with its percentile interval; `unscored` clips were NaN and took no part."""
+    """An estimate over n clips with its 95 % interval; `unscored` clips were NaN and took no part. `low` and
+    `high` are NaN where there is a mean but nothing to tell its spread by. `clusters`: how many independent
+    ones the clips are, None = not counted."""
 
     mean: float
     low: float
     high: float
     n: int
     unscored: int = 0
+    clusters: int | None = None
 
     def as_json(self) -> dict[str, float | int | None]:
         """`{mean, low, high, n}`; NaN, which JSON cannot represent, becomes null."""
@@ -40,8 +48,10 @@ class Interval:
         }
 
     def classify(self, higher_is_better: bool) -> str:
-        """Classification of the interval of a difference."""
-        if math.isnan(self.mean):
+        """Classification of the interval of a difference; TOO_FEW where chance alone would do it."""
+        if self.clusters is not None and 0 < self.clusters < FEWEST_JUDGED:
+            return TOO_FEW
+        if math.isnan(self.low):
             return "not measured"
         if self.low <= 0 <= self.high:
             return "not told apart"
@@ -81,6 +91,12 @@ class Table:
         """Mean over the seeds that have the metric."""
         kept = [value for value in self.per_seed if not math.isnan(value)]
         return sum(kept) / len(kept) if kept else math.nan
+
+    @property
+    def deviations(self) -> np.ndarray:
+        """float64 [clips] with a mean of 0: what each clip adds to the first seed's ratio (linearised)."""
+        above, below = self.above[0], self.below[0]
+        return (above - self.mean * below) / below.mean()
 
     @property
     def scored(self) -> int:
@@ -139,14 +155,16 @@ DrawsOf = Callable[[int, int, int], Draws]  # Draws.nested or Draws.crossed, of 
 
 
 def mean_over_seeds(table: Table, draws: Resamples) -> Interval:
-    """Mean of the seeds' metrics; n counts scored clips of all seeds."""
-    return _interval(table.mean, draws.means(table), table.scored, table.below.size)
+    """Mean of the seeds' metrics; n counts scored clips of all seeds. Without ends where one clip (of all
+    seeds) was scored."""
+    return _of_clips(_interval(table.mean, draws.means(table), table.scored, table.below.size), table)
 
 
 def difference_over_seeds(one: Table, other: Table, draws: Resamples) -> Interval:
-    """`one` minus `other` over the same seeds and clips, resampled together; n counts those of `one`."""
+    """`one` minus `other` over the same seeds and clips, resampled together; n counts those of `one`. Without
+    ends as `mean_over_seeds`."""
     moved = draws.means(one) - draws.means(other)
-    return _interval(one.mean - other.mean, moved, one.scored, one.below.size)
+    return _of_clips(_interval(one.mean - other.mean, moved, one.scored, one.below.size), one, other)
 
 
 def paired(*tables: Table) -> list[Table]:
@@ -195,7 +213,7 @@ def bootstrap_ratio(
         return _nothing(n, kept.size - n)
     drawn = table if clusters is None else table.summed([*compress(clusters, kept)])
     draws = ClipDraws.make(drawn.below.size, num_resamples, seed)
-    return _interval(table.mean, draws.means(drawn), n, kept.size)
+    return _interval(table.mean, draws.means(drawn), n, kept.size, drawn.deviations)
 
 
 def bootstrap_difference(
@@ -208,7 +226,8 @@ def bootstrap_difference(
     if not n or math.isnan(ours.mean - theirs.mean):
         return _nothing(n, kept.size - n)
     draws = ClipDraws.make(n, num_resamples, seed)
-    return _interval(ours.mean - theirs.mean, draws.means(ours) - draws.means(theirs), n, kept.size)
+    moved = draws.means(ours) - draws.means(theirs)
+    return _interval(ours.mean - theirs.mean, moved, n, kept.size, ours.deviations - theirs.deviations)
 
 
 def bootstrap_closed(
@@ -218,13 +237,14 @@ def bootstrap_closed(
 
     Clips of before and after are the same and resampled together, those of the reference by themselves. NaN
     where the gap is not measurable (its own 95 % interval holds 0): a share of nothing has no value, and
-    Fieller's interval of it no end. `n` counts pairs.
+    Fieller's interval of it no end. NaN too of fewer than `FEW` pairs or clips of the reference, of which
+    percentiles do not tell that the gap is one. `n` counts pairs.
     """
     (start, end), kept = _scored_in_all(before, after)
     (goal,), kept_goals = _scored_in_all(reference)
     n, goals = int(kept.sum()), int(kept_goals.sum())
     unscored = kept.size - n
-    if not n or not goals or math.isnan(start.mean - end.mean - goal.mean):
+    if min(n, goals) < FEW or math.isnan(start.mean - end.mean - goal.mean):
         return _nothing(n, unscored)
     sizes = ((n, 0), (goals, 1))
     draws = [ClipDraws.make(count, num_resamples, (seed, stream)) for count, stream in sizes]
@@ -257,12 +277,27 @@ def _scored_in_all(*terms: Terms) -> tuple[list[Table], np.ndarray]:
     return tables, kept
 
 
+def _of_clips(found: Interval, *tables: Table) -> Interval:
+    """Without ends where a table has a single clip that is scored: drawn again it is always the same."""
+    if all((table.below > 0).any(axis=0).sum() > 1 for table in tables):
+        return found
+    return replace(found, low=math.nan, high=math.nan)
+
+
 def _nothing(n: int, unscored: int = 0) -> Interval:
     return Interval(math.nan, math.nan, math.nan, n, unscored)
 
 
-def _interval(point: float, estimates: np.ndarray, n: int, size: int) -> Interval:
+def _interval(
+    point: float, estimates: np.ndarray, n: int, size: int, deviations: np.ndarray | None = None
+) -> Interval:
+    """`deviations` [clusters]: what each adds to the estimate; None = clusters are not counted."""
     known = estimates[~np.isnan(estimates)]
     if math.isnan(point) or not len(known):
         return _nothing(n, size - n)
-    return Interval(float(point), *percentiles(known), n, size - n)
+    clusters = None if deviations is None else len(deviations)
+    if deviations is not None and len(deviations) < FEW:
+        ends = student_interval(point, deviations)
+    else:
+        ends = percentiles(known)
+    return Interval(float(point), *ends, n, size - n, clusters)
