@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from experiments.scoring.rows import ScoredRow, score_in
+from experiments.scoring.rows import ScoredRow, said_by, score_in
 from experiments.scoring.sets import DIALOGUE_SET, EXCHANGED_SET, VOICES
-from experiments.scoring.statistics import Interval, bootstrap_ratio
+from experiments.scoring.statistics import Interval, bootstrap_mean
 
 ScoredGroups = Mapping[tuple[str, str], Sequence[ScoredRow]]  # by prompt set and source
 
@@ -15,14 +15,16 @@ ScoredGroups = Mapping[tuple[str, str], Sequence[ScoredRow]]  # by prompt set an
 def voices_exchanged(groups: ScoredGroups, seed: int = 0) -> Interval | None:
     """Share of dialogues in which both clips have the nearest voice right in every turn; None without pairs.
 
-    A pair of which a clip was not scored takes no part. The interval resamples prompts.
+    A pair of which a clip was not scored takes no part. The interval resamples what
+    the dialogues say, and by whom.
     """
     once = {row["data_id"]: row for row in groups.get((DIALOGUE_SET, "generated"), ())}
     again = groups.get((EXCHANGED_SET, "generated"), ())
-    values = [_all_right(once[row["data_id"]], row) for row in again if row["data_id"] in once]
-    if not values:
+    pairs = [(once[row["data_id"]], row) for row in again if row["data_id"] in once]
+    if not pairs:
         return None
-    return bootstrap_ratio(values, [1.0] * len(values), seed)
+    said = [said_by(row) for row, _ in pairs]
+    return bootstrap_mean([_all_right(*pair) for pair in pairs], seed, clusters=said)
 
 
 def _all_right(*rows: ScoredRow) -> float:
