@@ -125,7 +125,8 @@ def said_by(row: ScoredRow) -> Hashable:
     stage and their voices; the prompt of one without either, of `nava score` its `group`. A clip without any
     is alone."""
     words, voices = (tuple(row.get(name, ())) for name in ("spans", "voices"))
-    return (words, voices) if words or voices else row.get("group") or row.get("prompt") or row["data_id"]
+    alone = row.get("data_id", row.get("clip"))
+    return (words, voices) if words or voices else row.get("group") or row.get("prompt") or alone
 
 
 def column(rows: Sequence[ScoredRow], scorer: str, part: str = "") -> list[float]:
