@@ -196,9 +196,19 @@ def _guardrail(
     }
 
 
-def _flagged(rows: Sequence[ScoredRow], name: str = "") -> int:
-    """Clips beyond a limit, of one measurement or of any."""
-    return sum(any(text.split()[0] == name or not name for text in row.get("flags", ())) for row in rows)
+def _flagged(rows: Sequence[ScoredRow], name: str = "") -> float:
+    """Clips beyond a limit, of one measurement or of any; of rows that stand for several seeds, the mean of
+    the seeds' numbers."""
+    found = sum(flagged_share(row, name) for row in rows)
+    return found if isinstance(found, int) else round(found, 6)
+
+
+def flagged_share(row: ScoredRow, name: str = "") -> float:
+    """Whether a clip is beyond the limit of one measurement, or of any; of a row that stands for several
+    seeds, in which share of them it is (`flagged_shares`)."""
+    if "flagged_shares" in row:
+        return row["flagged_shares"].get(name, 0.0)
+    return int(any(text.split()[0] == name or not name for text in row.get("flags", ())))
 
 
 def beyond_codec(found: Mapping[str, Any]) -> list[str]:
