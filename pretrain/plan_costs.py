@@ -25,25 +25,21 @@ def plan_costs(
     gpus: int,
     days: float,
     *,
-    clips: int,
+    clips: int | None,
     price: float,
     encode_pixels_per_s: float,
     latent_bytes: int,
 ) -> dict[str, Any]:
     """Of `clips` clips of `pixels` (frames x height x width) each and a training of `days` on `gpus`.
 
-    price: of one GPU for an hour, in any currency. encode_pixels_per_s: of one GPU's video encoder; 0 = not
-    known, and then so are the hours of encoding. latent_bytes: of one latent value. Raises ValueError for
-    numbers out of range.
+    clips: None = of the training alone, and what rests on their number is None. price: of one GPU for an
+    hour, in any currency. encode_pixels_per_s: of one GPU's video encoder; 0 = not known, and then so are the
+    hours of encoding. latent_bytes: of one latent value. Raises ValueError as `check_rates`.
     """
-    if clips < 1 or not 0 <= price < math.inf or not 0 <= encode_pixels_per_s < math.inf:
-        raise ValueError(
-            "--clips must be at least 1, --price and --encode-pixels-per-s not negative, got "
-            f"{clips}, {price:g}, {encode_pixels_per_s:g}"
-        )
+    check_rates(clips, price, encode_pixels_per_s)
     batches = sum(stage.steps * clips_per_batch(stage) for stage in config.stages.values())
     drawn = batches * config.global_batch_size
-    encoding = clips * pixels / encode_pixels_per_s / HOUR_S if encode_pixels_per_s else None
+    encoding = clips * pixels / encode_pixels_per_s / HOUR_S if clips and encode_pixels_per_s else None
     training = days * DAY_H * gpus
     per_clip = clip_bytes(args, clip, latent_bytes)
     parameters = sizes_of(args).total
@@ -54,20 +50,32 @@ def plan_costs(
     hours = training + (encoding or 0.0)
     return {
         "clips": clips,
-        "times_each_clip_is_seen": drawn / clips,
+        "times_each_clip_is_seen": drawn / clips if clips else None,
         "encode_pixels_per_s": encode_pixels_per_s or None,
         "gpu_hours": {"encoding": encoding, "training": training, "total": hours},
         "encoding_hours_on_all_gpus": None if encoding is None else encoding / gpus,
         "storage_tb": {
-            "latents": clips * per_clip / TB,
+            "latents": clips * per_clip / TB if clips else None,
             "training_states": state * states / TB,
         },
         "states_kept": states - 1,
         "bytes_per_clip": per_clip,
         "price_per_gpu_hour": price,
         "cost": hours * price,
-        "cost_leaves_out": [] if encode_pixels_per_s else ["encoding"],
+        "cost_leaves_out": [] if encoding is not None else ["encoding"],
     }
+
+
+def check_rates(clips: int | None, price: float, encode_pixels_per_s: float) -> None:
+    """Raises ValueError for numbers out of range, and for a rate of encoding without clips to encode."""
+    too_few = clips is not None and clips < 1
+    if too_few or not 0 <= price < math.inf or not 0 <= encode_pixels_per_s < math.inf:
+        raise ValueError(
+            "--clips must be at least 1, --price and --encode-pixels-per-s not negative, got "
+            f"{'none' if clips is None else clips}, {price:g}, {encode_pixels_per_s:g}"
+        )
+    if clips is None and encode_pixels_per_s:
+        raise ValueError("--encode-pixels-per-s: of which clips? give their number (--clips)")
 
 
 def kept_states(config: PretrainConfig) -> int:

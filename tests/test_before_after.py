@@ -50,7 +50,7 @@ def test_share_closed_of_constant_data_is_exact():
     found = before_after(
         rows(10, errors=2, sync_judge=0.8),
         rows(10, errors=1, sync_judge=0.9),
-        rows(7, errors=0, sync_judge=1.2),
+        rows(12, errors=0, sync_judge=1.2),
         NONE,
     )
     words, sync = (found["metrics"][name]["closed"] for name in ("wer_pocketsphinx_judge", "sync_judge"))
@@ -93,16 +93,19 @@ def test_wer_is_errors_over_words_within_each_resample():
     metric = before_after(before, after, rows(2), NONE)["metrics"]["wer_pocketsphinx_judge"]
     assert metric["before"]["mean"] == 0.25 and metric["after"]["mean"] == pytest.approx(3 / 16)
     assert metric["difference"]["mean"] == pytest.approx(-1 / 16)
-    assert (metric["difference"]["low"], metric["difference"]["high"]) == (
-        -1.0,
-        0.25,
-    )  # one prompt drawn twice
+    both = [([one for part in side for one in [part] * 6]) for side in (before, after)]
+    ours, theirs = ([{**one, "data_id": f"c{i:02}"} for i, one in enumerate(side)] for side in both)
+    found = before_after(ours, theirs, rows(2), NONE)["metrics"]["wer_pocketsphinx_judge"]["difference"]
+    longer = np.random.default_rng(1).binomial(12, 0.5, 20_000)  # how many of 12 draws are of the long one
+    drawn = (3 * longer - 4 * (12 - longer)) / (12 * longer + 4 * (12 - longer))
+    expected = np.quantile(drawn, (0.025, 0.975))
+    assert (found["low"], found["high"]) == pytest.approx(tuple(expected), abs=0.03)
 
 
 def test_no_gap_has_no_share():
-    same = mean_of([0.5, 0.6, 0.4, 0.5])
-    assert math.isnan(bootstrap_closed(same, mean_of([0.4, 0.5, 0.3, 0.4]), same).mean)
-    assert bootstrap_closed(same, same, mean_of([0.0])).mean == 0.0
+    same = mean_of([0.5, 0.6, 0.4, 0.5] * 3)
+    assert math.isnan(bootstrap_closed(same, mean_of([0.4, 0.5, 0.3, 0.4] * 3), same).mean)
+    assert bootstrap_closed(same, same, mean_of([0.0] * 10)).mean == 0.0
 
 
 @settings(max_examples=20, deadline=None)
@@ -135,14 +138,14 @@ def test_unscored_prompts_leave_both_sides_and_are_counted():
 )
 def test_beyond_the_codec_is_beyond_its_interval_on_the_better_side(metric, better, worse):
     codec = [row(i, 0, 4, (), **{metric: 1.0 + 0.1 * (-1) ** i}) for i in range(20)]
-    made: dict[float, Any] = {value: rows(5, 0, 0, **{metric: value}) for value in (better, worse, 1.0)}
+    made: dict[float, Any] = {value: rows(6, 0, 0, **{metric: value}) for value in (better, worse, 1.0)}
     driven, within = (before_after(made[1.0], made[value], codec, NONE) for value in (better, worse))
     assert driven["metrics"][metric]["beyond_codec"] is True and beyond_codec(driven) == [metric]
     assert within["metrics"][metric]["beyond_codec"] is False and beyond_codec(within) == []
     stayed = before_after(made[better], made[better], codec, NONE)
     assert stayed["metrics"][metric]["beyond_codec"] is True  # said, but not alignment's doing
     assert beyond_codec(stayed) == [] and beyond_from_the_start(stayed) == [metric]
-    further = before_after(made[better], rows(5, 0, 0, **{metric: 2 * better - 1}), codec, NONE)
+    further = before_after(made[better], rows(6, 0, 0, **{metric: 2 * better - 1}), codec, NONE)
     assert beyond_codec(further) == [metric]
 
 

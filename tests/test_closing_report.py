@@ -284,7 +284,7 @@ def test_drawn_prompts_do_not_depend_on_their_gains():
 def test_without_real_clips_nothing_is_closed_and_nothing_beyond():
     found = before_after(scored([1, 2, 3]), scored([2, 3, 4]), None, GuardrailLimits())
     compared = found["metrics"]["snr_estimate_db"]
-    assert compared["difference"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 3}
+    assert compared["difference"] == {"mean": 1.0, "low": None, "high": None, "n": 3}
     with_codec = before_after(scored([1, 2, 3]), scored([2, 3, 4]), scored([5]), GuardrailLimits())
     gone = {"codec", "beyond_codec", "beyond_codec_before"}
     assert compared.keys() == with_codec["metrics"]["snr_estimate_db"].keys() - gone
@@ -301,7 +301,9 @@ def test_without_real_clips_nothing_is_closed_and_nothing_beyond():
      (-0.1, 0.1, "higher", ""), (None, None, "higher", "")],
 )  # fmt: skip
 def test_a_change_is_one_whose_interval_leaves_zero_out(low, high, better, says):
-    assert change_of({"difference": {"low": low, "high": high}, "better": better}) == says
+    assert change_of({"difference": {"low": low, "high": high, "n": 6}, "better": better}) == says
+    few = change_of({"difference": {"low": low, "high": high, "n": 5}, "better": better})
+    assert few == "too few prompts"
 
 
 def test_curves_are_of_held_out_rewards_and_judges(tmp_path):

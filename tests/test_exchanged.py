@@ -1,6 +1,7 @@
 """The share of dialogues whose voices change places with their references."""
 
 import json
+import math
 
 import pytest
 from hypothesis import given
@@ -38,7 +39,8 @@ def test_it_is_the_share_of_pairs_with_every_voice_right(pairs):
     found = voices_exchanged(groups(*zip(*pairs, strict=True)))
     assert found is not None and found.n == len(pairs)
     assert found.mean == pytest.approx(pairs.count((1.0, 1.0)) / len(pairs))
-    assert 0 <= found.low <= found.mean <= found.high <= 1
+    assert math.isnan(found.low) or 0 <= found.low <= found.mean <= found.high <= 1
+    assert math.isnan(found.low) == ((len(pairs) < 6 and found.mean in (0, 1)) or len(pairs) == 1)
 
 
 def test_only_pairs_of_which_both_were_scored_count():
@@ -55,6 +57,14 @@ def test_it_is_evaluated_under_the_exchanged_sets_key_and_can_be_a_gate(tmp_path
     assert metrics["voices_exchanged_dialogue_exchanged"]["generated"]["mean"] == 0.5
     result = check_gates([Gate(**GATE, set=EXCHANGED_SET)], Reports(metrics, {}))[0]
     assert (result.status, result.mean, result.n) == ("failed", 0.5, 2)
+    low = check_gates(
+        [Gate(**GATE | {"at_least": 0.0}, value="low", set=EXCHANGED_SET)], Reports(metrics, {})
+    )[0]
+    assert low.status == "passed" and low.low == 0.0
+    for metric in metrics.values():  # as of a single dialogue
+        metric["generated"] |= {"mean": 1.0, "low": None, "high": None, "n": 1}
+    one = check_gates([Gate(**GATE, value="low", set=EXCHANGED_SET)], Reports(metrics, {}))[0]
+    assert (one.status, one.note) == ("not measured", "no interval: 1 clips that do not tell their spread")
     assert result.gate.title == "Exchanged references exchange the voices"
 
 

@@ -231,7 +231,7 @@ def test_several_clips_of_a_case_are_told_apart_by_digest_alone(tmp_path, capsys
     assert "left_sha256: other... is not good1... of the clip that was scored" in fails(capsys, tmp_path)
 
 
-def test_a_scores_stage_names_its_models_by_source(world, tmp_path):
+def test_a_scores_stage_names_its_models_by_source(world, tmp_path, caplog):
     values = dict.fromkeys(SPREAD, 1.0)
     rows = [scored("c0", values, stage=True, source=source) for source in ("generated", "aligned")]
     path = write(tmp_path / "clips.jsonl", rows)
@@ -243,6 +243,12 @@ def test_a_scores_stage_names_its_models_by_source(world, tmp_path):
     assert (one.model, one.case_id, one.values) == ("pretrained", "c0", (1.0,))
     with pytest.raises(ValueError, match=r"clips.jsonl: no row of source 'other'"):
         read_scored(ScoresFile.parsed(f"{path}#other"), ["sync_mini"])
+    gone = [scored("c0", values, absent=True), scored("c1", values)]
+    some = ScoresFile.parsed(f"ours={write(tmp_path / 'some.jsonl', gone)}")
+    assert [clip.case_id for clip in read_scored(some, ["sync_mini"])] == ["c1"]
+    assert "some.jsonl: left out 1 rows of clips that are no longer there" in caplog.text
+    with pytest.raises(ValueError, match=r"none.jsonl: no clip of it is there any longer"):
+        read_scored(ScoresFile.parsed(f"ours={write(tmp_path / 'none.jsonl', gone[:1])}"), ["sync_mini"])
     odd = tmp_path / "a=b#c.jsonl"
     shutil.copy(path, odd)
     assert ScoresFile.parsed(str(odd)) == ScoresFile(odd)

@@ -69,7 +69,7 @@ def test_a_reward_of_the_users_own_is_reported_everywhere_by_itself(tmp_path, ca
             **{"scores": {"identity_colour_edge": 0.9, "brightness": value}, "parts": {}},
         }
         for prompt_set, source, value in groups
-        for i in range(5)
+        for i in range(6)
     ]
     (tmp_path / "clips.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     known, files = reported_metrics(score), (tmp_path / "demo.json", tmp_path / "alignment.json")
@@ -81,7 +81,7 @@ def test_a_reward_of_the_users_own_is_reported_everywhere_by_itself(tmp_path, ca
     logged = metrics_to_log(reports.metrics, reports.alignment)
     assert logged["generated/brightness"] == 3.0 and logged["alignment/brightness/difference"] == -1.0
     assert logged["codec/identity_colour_edge"] == 0.9
-    assert [logged[f"generated/brightness/{part}"] for part in ("low", "high", "n")] == [3.0, 3.0, 5]
+    assert [logged[f"generated/brightness/{part}"] for part in ("low", "high", "n")] == [3.0, 3.0, 6]
     print_summary(reports)
     assert capsys.readouterr().out.count("brightness") == 2
     limits = [
@@ -130,6 +130,15 @@ def test_too_few_clips_or_nothing_measured_is_no_pass():
     nothing = check_gates(MINI, Reports({}, {}))
     assert {result.status for result in nothing} == {"not measured"} and not all_passed(nothing)
     assert {result.note for result in nothing} == {"no generated clips were scored", "nothing was aligned"}
+
+
+def test_a_codec_of_one_clip_has_no_interval_that_nothing_is_beyond():
+    before, after, codec = good()
+    found = before_after(before, after, codec[:1], NONE)
+    limit = gate("metrics_beyond_codec", ALIGNMENT, statistic="driven", at_least=None, at_most=0)
+    result = check(limit, Reports({}, found))
+    assert (result.status, result.mean) == ("not measured", 0) and "sync_judge" in result.note
+    assert check(limit, Reports({}, before_after(before, after, codec, NONE))).status == "passed"
 
 
 def test_the_mini_recipes_gates_on_alignment(tmp_path):

@@ -10,9 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from titan_world import config, write_latents
 
 from experiments.cli import main
+from experiments.commands.plan_table import costs_table
 from experiments.jobs.named import missing
 from experiments.jobs.request import Request
 from experiments.recipes.load import load_recipe
@@ -109,6 +111,26 @@ def test_an_encoder_of_unknown_speed_is_left_out_and_said():
     assert found["cost_leaves_out"] == ["encoding"]
 
 
+def test_without_clips_it_is_the_training_alone(capsys):
+    found = costs(clips=None, encode_pixels_per_s=0.0)
+    assert found["cost"] == pytest.approx(0.5 * 24 * 4 * 2.5) and found["cost_leaves_out"] == ["encoding"]
+    assert found["times_each_clip_is_seen"] is None and found["storage_tb"]["latents"] is None
+    assert found["storage_tb"]["training_states"] == costs()["storage_tb"]["training_states"]
+    Console(width=100).print(costs_table(found))
+    shown = capsys.readouterr().out
+    assert "the training alone, 2.5 for a GPU hour" in shown and "120" in shown and "times" not in shown
+    with pytest.raises(ValueError, match=r"^--encode-pixels-per-s: of which clips[^\n]*$"):
+        costs(clips=None)
+
+
+@pytest.mark.parametrize("wrong", [["--clips", "0"], ["--encode-pixels-per-s", "10"]])
+def test_costs_that_cannot_be_are_refused_before_anything_is_counted(wrong, capsys, monkeypatch):
+    monkeypatch.setattr("pretrain.model.plan.plan_model", None)  # what takes minutes
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "mini", "--price", "2", *wrong])
+    assert ended.value.code == 2 and "--clips" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("wrong", [{"clips": 0}, {"price": -1.0}, {"encode_pixels_per_s": float("inf")}])
 def test_numbers_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=r"^--clips must be[^\n]*$"):
@@ -127,7 +149,7 @@ def test_the_bytes_of_a_clip_are_those_that_the_encoder_packs():
 
 
 def test_the_plan_of_a_recipe_has_costs_and_a_flavor_has_none(capsys):
-    asked = ["plan", "nava_6b", "--gpus", "128", "--clips", "1000000", "--price", "2", "--json"]
+    asked = ["plan", "nava_6b", "--gpus", "128", "--price", "2", "--json"]
     main(asked)
     found = json.loads(capsys.readouterr().out)
     assert found["costs"]["cost"] == pytest.approx(2 * 128 * 24 * found["time"]["total"]["days"])

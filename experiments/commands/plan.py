@@ -69,6 +69,14 @@ EncodePixels = Annotated[
         "--device cuda` measures it (per_s of video_encode); 0 = not known"
     ),
 ]
+ClipsOption = Annotated[
+    int | None,
+    tyro.conf.arg(
+        metavar="N",
+        help="of the data set: adds their encoding and storage to what the training takes; without, --price "
+        "is of the training alone",
+    ),
+]
 AlignFlag = Annotated[
     bool,
     tyro.conf.arg(
@@ -108,7 +116,7 @@ def plan(
     parked: ParkedFlag = False,
     mfu: Annotated[float, tyro.conf.arg(help="assumed model FLOPs utilisation")] = 0.4,
     peak_tflops: PeakTflops = 989.0,
-    clips: Annotated[int, tyro.conf.arg(help="of the data set: adds encoding, storage, GPU hours, cost")] = 0,
+    clips: ClipsOption = None,
     price: Annotated[float, tyro.conf.arg(help="of one GPU for an hour, in any currency")] = 0.0,
     encode_pixels_per_s: EncodePixels = 0.0,
     align: AlignFlag = False,
@@ -124,6 +132,7 @@ def plan(
     and held is as the recipe's section for it says (--set too), unless an option says otherwise; of a flavor
     blocks are recomputed. Nothing is allocated. --clips N --price P adds what N clips and the training cost:
       nava plan nava_6b --gpus 128 --clips 1000000 --price 2.5 --encode-pixels-per-s 4e7
+    --price P without --clips: what the training alone costs.
     --align plans a round of the recipe's alignment: nava plan nava_6b --align --gpus 64 --price 2.5
     --dry-run also builds the shards of one rank among --gpus, simulates the others, and steps a tiny clip.
     """
@@ -138,12 +147,13 @@ def plan(
     held: dict[str, Any] = {"base": base, "rank": rank, "moments": moments, "local_batch": local_batch}
     options = PlanOptions(gpus=gpus, parked=parked, **spread, **held)
     check_options(options, asked)
-    check_round(seconds_per_clip, align, work, dry_run, clips or encode_pixels_per_s)
+    rates = {"clips": clips, "price": price, "encode_pixels_per_s": encode_pixels_per_s}
+    check_round(seconds_per_clip, align, work, dry_run, clips is not None or encode_pixels_per_s)
     if align:
         return plan_round(recipe, options, sizes, seconds_per_clip, speed, price, as_json)
+    _check_costs(recipe, rates)
     clip = _clip_of(recipe, **sizes)
     found = _memory(recipe, name, asked, options, clip, speed) | _times(recipe, clip, gpus, **speed)
-    rates = {"clips": clips, "price": price, "encode_pixels_per_s": encode_pixels_per_s}
     found |= _costs(recipe, clip, gpus, found, rates)
     if dry_run:
         found["dry_run"] = _rehearsed(name, recipe, options)
@@ -194,6 +204,20 @@ def _times(
     return {"time": plan_schedule(recipe.pretrain, shape, gpus, mfu, peak_tflops)}
 
 
+def _asks_for_costs(rates: dict[str, Any]) -> bool:
+    return rates["clips"] is not None or bool(rates["price"]) or bool(rates["encode_pixels_per_s"])
+
+
+def _check_costs(recipe: Recipe | None, rates: dict[str, Any]) -> None:
+    from pretrain.plan_costs import check_rates
+
+    if not _asks_for_costs(rates):
+        return
+    if recipe is None:
+        raise ValueError("--clips, --price: a flavor has no stages to train; give a recipe")
+    check_rates(**rates)
+
+
 def _costs(
     recipe: Recipe | None, clip: dict[str, Any], gpus: int, found: dict[str, Any], rates: dict[str, Any]
 ) -> dict[str, Any]:
@@ -202,10 +226,8 @@ def _costs(
     from pretrain.model.plan import clip_shape
     from pretrain.plan_costs import plan_costs
 
-    if not any(rates.values()):
+    if recipe is None or not _asks_for_costs(rates):
         return {}
-    if recipe is None:
-        raise ValueError("--clips, --price: a flavor has no stages to train; give a recipe")
     args, pixels = flavor(recipe.pretrain.flavor), clip["frames"] * clip["height"] * clip["width"]
     days = found["time"]["total"]["days"]
     size = DTYPES[recipe.encode.latent_dtype].itemsize

@@ -17,7 +17,7 @@ def show(found: dict[str, Any], console: Console | None = None) -> None:
         console.print(table)
     for line in _legend(found):
         console.print(f"  {line}")
-    more = (("time", _time), ("costs", _costs), ("dry_run", _dry_run))
+    more = (("time", _time), ("costs", costs_table), ("dry_run", _dry_run))
     for table in [make(found[key]) for key, make in more if key in found]:
         console.print(table)
     console.print("Assumptions:")
@@ -116,20 +116,24 @@ def _time(time: dict[str, Any]) -> Table:
     return table
 
 
-def _costs(found: dict[str, Any]) -> Table:
-    title = f"{found['clips']:,} clips, {found['price_per_gpu_hour']:g} for a GPU hour"
-    table = _table(title, "", "", "")
+def costs_table(found: dict[str, Any]) -> Table:
+    """Hours, storage and money of `pretrain.plan_costs`; of the training alone where no clips are counted."""
+    clips = found["clips"]
+    what = "the training alone" if clips is None else f"{clips:,} clips"
+    table = _table(f"{what}, {found['price_per_gpu_hour']:g} for a GPU hour", "", "", "")
     hours, stored = found["gpu_hours"], found["storage_tb"]
-    if hours["encoding"] is None:
+    if clips is None:
+        table.add_row("encoding, latents", "not counted", "give --clips")
+    elif hours["encoding"] is None:
         table.add_row("encoding", "not known", "give --encode-pixels-per-s")
     else:
         spread = f"{found['encoding_hours_on_all_gpus']:,.1f} hours on all GPUs"
         table.add_row("encoding", f"{hours['encoding']:,.0f} GPU hours", spread)
-    seen = f"each clip is seen {found['times_each_clip_is_seen']:.2f} times"
+    seen = "" if clips is None else f"each clip is seen {found['times_each_clip_is_seen']:.2f} times"
     table.add_row("training", f"{hours['training']:,.0f} GPU hours", seen)
-    table.add_row(
-        "latents", f"{stored['latents']:.3f} TB", f"{found['bytes_per_clip'] / 1e6:.2f} MB a clip at most"
-    )
+    if clips is not None:
+        about = f"{found['bytes_per_clip'] / 1e6:.2f} MB a clip at most"
+        table.add_row("latents", f"{stored['latents']:.3f} TB", about)
     kept = f"{found['states_kept']} that are kept over all stages, and one more"
     table.add_row("training states", f"{stored['training_states']:.3f} TB", kept)
     left = ", without " + ", ".join(found["cost_leaves_out"]) if found["cost_leaves_out"] else ""

@@ -61,8 +61,8 @@ def metrics_to_log(result: Mapping[str, Any]) -> dict[str, float]:
         for name, row in result[group].items():
             key = f"{group}.{name}".replace(" ", "_").replace("/", "_")
             found[f"{key}.coverage"] = row["n"] / row["eligible"] if row["eligible"] else 0.0
-            if row["mean"] is not None:
-                found |= {key: row["mean"], f"{key}.low": row["low"], f"{key}.high": row["high"]}
+            parts = {key: row["mean"], f"{key}.low": row["low"], f"{key}.high": row["high"]}
+            found |= {name: value for name, value in parts.items() if value is not None}
     return found | {
         f"composites.{name}": value for name, value in result["composites"].items() if value is not None
     }

@@ -233,5 +233,7 @@ def beyond_from_the_start(found: Mapping[str, Any]) -> list[str]:
 
 def _moved_there(metric: Mapping[str, Any]) -> bool:
     difference = metric["difference"]
+    if difference["low"] is None:
+        return not metric["beyond_codec_before"]
     further = difference["high"] < 0 if metric["better"] == "lower" else difference["low"] > 0
     return not metric["beyond_codec_before"] or further

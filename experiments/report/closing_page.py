@@ -12,6 +12,7 @@ from experiments.report.closing_curves import held_out_curves
 from experiments.report.examples import DRAWN, GAINS, LOSSES
 from experiments.report.metric_keys import MetricsByName
 from experiments.report.page import ROLES, data_uri, marked_prompt, page_environment
+from experiments.scoring.few_clusters import FEWEST_JUDGED
 from experiments.scoring.rows import ScoredRow, score_in, terms
 from rewards.metric import Metric
 
@@ -72,7 +73,10 @@ def closing_page(content: ClosingPage) -> str:
 
 
 def change_of(metric: Mapping[str, Any]) -> str:
-    """`better` or `worse` where the difference's interval leaves 0 out, else ''."""
+    """`better` or `worse` where the difference's interval leaves 0 out, else ''; `too few prompts` where all
+    of them may have moved one way by chance."""
+    if 0 < metric["difference"].get("clusters", metric["difference"]["n"]) < FEWEST_JUDGED:
+        return "too few prompts"
     low, high = metric["difference"]["low"], metric["difference"]["high"]
     if low is None or low <= 0 <= high:
         return ""

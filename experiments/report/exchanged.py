@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from experiments.scoring.rows import ScoredRow, said_by, score_in
 from experiments.scoring.sets import DIALOGUE_SET, EXCHANGED_SET, VOICES
@@ -15,8 +16,8 @@ ScoredGroups = Mapping[tuple[str, str], Sequence[ScoredRow]]  # by prompt set an
 def voices_exchanged(groups: ScoredGroups, seed: int = 0) -> Interval | None:
     """Share of dialogues in which both clips have the nearest voice right in every turn; None without pairs.
 
-    A pair of which a clip was not scored takes no part. The interval resamples what
-    the dialogues say, and by whom.
+    A pair of which a clip was not scored takes no part. The interval is over what the dialogues say, and by
+    whom, within 0 and 1.
     """
     once = {row["data_id"]: row for row in groups.get((DIALOGUE_SET, "generated"), ())}
     again = groups.get((EXCHANGED_SET, "generated"), ())
@@ -24,7 +25,8 @@ def voices_exchanged(groups: ScoredGroups, seed: int = 0) -> Interval | None:
     if not pairs:
         return None
     said = [said_by(row) for row, _ in pairs]
-    return bootstrap_mean([_all_right(*pair) for pair in pairs], seed, clusters=said)
+    found = bootstrap_mean([_all_right(*pair) for pair in pairs], seed, clusters=said)
+    return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
 
 
 def _all_right(*rows: ScoredRow) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -164,7 +164,7 @@ def _check(gate: Gate, reports: Reports) -> GateResult:
     if not found:
         return _result(gate, None, "prompts", "nothing was aligned")
     if gate.metric == BEYOND_CODEC:
-        return _count(gate, beyond_codec(found), len(found["metrics"]), "metrics")
+        return _driven(gate, found["metrics"], beyond_codec(found))
     if gate.metric == GUARDRAILS:
         guards = found["guardrails"].items()
         worse = [name for name, guard in guards if guard["flagged_after"] > guard["flagged_before"]]
@@ -181,6 +181,20 @@ def gsb_interval(votes: Mapping[str, Any]) -> IntervalJson:
     """GSB of one axis, as other metrics have it."""
     n = votes["good"] + votes["same"] + votes["bad"]
     return {"mean": votes["gsb"], "low": votes["gsb_low"], "high": votes["gsb_high"], "n": n}
+
+
+def _driven(gate: Gate, metrics: Mapping[str, Any], names: Sequence[str]) -> GateResult:
+    """Not measured where it would pass although the codec of some metric has no interval to be beyond of."""
+    result = _count(gate, names, len(metrics), "metrics")
+    blind = [
+        name
+        for name, one in metrics.items()
+        if one["codec"]["mean"] is not None and one["codec"]["low"] is None
+    ]
+    if result.status != "passed" or not blind:
+        return result
+    note = f"no interval of the codec, which has too few clips: {', '.join(blind)}"
+    return replace(result, status="not measured", note=note)
 
 
 def _count(gate: Gate, names: Sequence[str], n: int, counted: str) -> GateResult:
@@ -201,12 +215,19 @@ def _result(
     value = interval[gate.value]
     status: Status = "failed"
     if value is None:
-        status, note = "not measured", "the gap to the codec is not measurable" if n else missing
+        status, note = "not measured", _unknown(gate, mean, n, counted) or missing
     elif n < gate.min_n:
         status, note = "not measured", f"{n} of at least {gate.min_n} {counted}"
     elif _kept(gate, value):
         status = "passed"
     return GateResult(gate, status, mean, low, high, n, counted, note)
+
+
+def _unknown(gate: Gate, mean: float | None, n: int, counted: str) -> str:
+    """Why there is no such number of `n` clips, prompts or votes; "" where there are none."""
+    if mean is not None:
+        return f"no interval: {n} {counted} that do not tell their spread"
+    return "the gap to the codec is not measurable" if n else ""
 
 
 def _key(gate: Gate) -> str:

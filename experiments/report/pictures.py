@@ -239,13 +239,8 @@ def _dots(axes: Axes, about: str, name: str, metric: Mapping[str, Any]) -> None:
     for place, (side, (colour, marker)) in enumerate(SIDES.items()):
         interval = metric[side]
         if interval["mean"] is not None:
-            axes.plot(
-                [interval["low"], interval["high"]],
-                [-place, -place],
-                color=colour,
-                linewidth=2,
-                solid_capstyle="round",
-            )
+            ends = [interval["mean"] if end is None else end for end in (interval["low"], interval["high"])]
+            axes.plot(ends, [-place, -place], color=colour, linewidth=2, solid_capstyle="round")
             axes.plot([interval["mean"]], [-place], color=colour, marker=marker, markersize=7, linestyle="")
             text = f"{interval['mean']:.3f}"
             axes.annotate(

@@ -147,8 +147,10 @@ def kept_words(raters: Mapping[str, Any]) -> str:
 
 
 def short_interval(interval: IntervalJson | None, digits: int = 3) -> str:
-    """Mean and interval in rich markup; a dash if not measured."""
+    """Mean and interval in rich markup; a dash if not measured, no interval if there is none."""
     if interval is None or interval["mean"] is None:
         return "–"
+    if interval["low"] is None:
+        return f"{interval['mean']:.{digits}f}"
     low, high = f"{interval['low']:.{digits}f}", f"{interval['high']:.{digits}f}"
     return f"{interval['mean']:.{digits}f}\n[dim]{low}..{high}[/]"

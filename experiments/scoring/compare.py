@@ -5,27 +5,31 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from experiments.scoring.conditions import TOTAL
-from experiments.scoring.rows import ScoredRow, number, score_in
-from experiments.scoring.statistics import Interval, Terms, bootstrap_difference
+from experiments.scoring.rows import ScoredRow, absent_line, number, score_in
+from experiments.scoring.statistics import TOO_FEW, Interval, Terms, bootstrap_difference
 from pretrain.jsonl import FieldError, scan
 from rewards.catalog import CATALOG, is_plugin, metric, metrics_of, ratio_parts
 from rewards.types import split_part
 
 By = Literal["name", "prompt"]
+PROMPT_WIDTH = 60  # characters of a prompt in a message
+COUNTS = ("pairs", "prompts", "only_a", "only_b", "without_prompt")
 Values = tuple[float, float]  # numerator and denominator of a clip's value; NaN = not scored
 
 
 @dataclass(frozen=True)
 class ScoredSet:
-    """A file of `nava score`; a later row of a clip counts, not an earlier one."""
+    """A file of `nava score`; a later row of a clip counts, not an earlier one. `absent`: rows whose clip was
+    no longer there when the file was last scored into, which are not among `rows`."""
 
     path: Path
     rows: Mapping[str, ScoredRow]  # by clip
+    absent: int = 0
 
     @property
     def called(self) -> Mapping[str, str]:
@@ -39,8 +43,9 @@ class ScoredSet:
 
 @dataclass(frozen=True)
 class Compared:
-    """One metric of both sets over the same pairs. `difference` = B - A, its n the pairs and `unscored` the
-    pairs in which a side has no score. `higher_is_better`: None = unknown, or neither side is better."""
+    """One metric of both sets over the same pairs. `difference` = B - A, its n the pairs, `clusters` their
+    prompts and `unscored` the pairs in which a side has no score. `higher_is_better`: None = unknown, or
+    neither side is better."""
 
     metric: str
     mean_a: float
@@ -49,10 +54,19 @@ class Compared:
     higher_is_better: bool | None
 
     @property
+    def prompts(self) -> int:
+        """Prompts that the pairs answer; a clip without a prompt counts as one."""
+        return self.difference.clusters or 0
+
+    @property
     def verdict(self) -> str:
+        """better or worse of B, not told apart, or why neither can be said; "" without a direction."""
         if self.higher_is_better is None:
             return "" if not math.isnan(self.difference.mean) else "not measured"
-        return self.difference.classify(self.higher_is_better)
+        found = self.difference.classify(self.higher_is_better)
+        if found == TOO_FEW:
+            return "one prompt" if self.prompts == 1 else "too few prompts"
+        return found
 
     def as_json(self) -> dict[str, Any]:
         found = self.difference.as_json()
@@ -64,6 +78,7 @@ class Compared:
             "low": found["low"],
             "high": found["high"],
             "pairs": self.difference.n,
+            "prompts": self.prompts,
             "unscored_pairs": self.difference.unscored,
             "higher_is_better": self.higher_is_better,
             "verdict": self.verdict,
@@ -72,24 +87,26 @@ class Compared:
 
 @dataclass(frozen=True)
 class SetComparison:
-    """`only_a`, `only_b`: clips (or prompts) without a partner; `without_prompt`: clips that --by prompt
-    cannot pair; `notes`: what is not compared, and why."""
+    """`prompts` that the `pairs` answer; `only_a`, `only_b`: clips (or prompts) without a partner;
+    `without_prompt`: clips that --by prompt cannot pair; `notes`: what is not compared, and why."""
 
     metrics: Sequence[Compared]
     pairs: int
+    prompts: int
     only_a: int
     only_b: int
     without_prompt: int
     notes: Sequence[str]
 
     def as_json(self) -> dict[str, Any]:
-        counts = {key: getattr(self, key) for key in ("pairs", "only_a", "only_b", "without_prompt")}
+        counts = {key: getattr(self, key) for key in COUNTS}
         return {**counts, "metrics": [one.as_json() for one in self.metrics], "notes": list(self.notes)}
 
 
 def read_set(path: Path) -> ScoredSet:
     """Raises FileNotFoundError, or ValueError naming file and line for what is no row of `nava score`."""
     rows: dict[str, ScoredRow] = {}
+    absent: set[str] = set()
     for line, row in scan(path):
         if isinstance(row, FieldError):
             raise ValueError(row.at(path))
@@ -98,18 +115,24 @@ def read_set(path: Path) -> ScoredSet:
                 FieldError(line, "clip", "not a row of scores; give what `nava score --out` wrote").at(path)
             )
         rows[row["clip"]] = row
-    return ScoredSet(path, rows)
+        (absent.add if row.get("absent") else absent.discard)(row["clip"])
+    return ScoredSet(path, {name: row for name, row in rows.items() if name not in absent}, len(absent))
 
 
-def compare_sets(a: ScoredSet, b: ScoredSet, by: By = "name", other_settings: bool = False) -> SetComparison:
+def compare_sets(
+    a: ScoredSet, b: ScoredSet, by: By = "name", other_settings: bool = False, other_prompts: bool = False
+) -> SetComparison:
     """Every reward, part and ratio that both have, and the total where it is the raw values'.
 
     `by` name: clips of the same name are a pair; clips of one prompt are drawn together. `by` prompt: all
-    clips of a prompt are one value. Raises ValueError where nothing can be paired, no reward is in both, or a
-    reward was scored with other options, which `other_settings` allows.
+    clips of a prompt are one value. Raises ValueError where nothing can be paired, no reward is in both, a
+    reward was scored with other options, which `other_settings` allows, or a pair answers two prompts, which
+    `other_prompts` allows.
     """
     pairs, counts = _pairs(a, b, by)
+    differing = _check_prompts(pairs, a, b, other_prompts)
     names, notes = _shared_rewards(a, b, other_settings)
+    notes += differing + [_absent_line(found) for found in (a, b) if found.absent]
     metrics = []
     for name, terms in _terms(names, pairs).items():
         metrics.append(_compared(name, terms, by, a, b))
@@ -119,7 +142,7 @@ def compare_sets(a: ScoredSet, b: ScoredSet, by: By = "name", other_settings: bo
     elif any(TOTAL in row for row in a.rows.values()) and any(TOTAL in row for row in b.rows.values()):
         columns = [[[_total(row) for row in side] for side in pair] for pair in pairs.values()]
         metrics.append(_compared(TOTAL, list(zip(pairs, columns, strict=True)), by, a, b))
-    return SetComparison(metrics, len(pairs), *counts, notes)
+    return SetComparison(metrics, len(pairs), len({cluster for cluster, _ in pairs}), *counts, notes)
 
 
 Pairs = Mapping[tuple[str, str], tuple[list[ScoredRow], list[ScoredRow]]]  # (cluster, key) -> rows of A and B
@@ -132,10 +155,14 @@ def _pairs(a: ScoredSet, b: ScoredSet, by: By) -> tuple[Pairs, tuple[int, int, i
         shared = sorted(a.rows.keys() & b.rows.keys())
         if not shared:
             raise ValueError(
-                f"{a.path} and {b.path}: no clip is in both; give sets with the same names, or pair "
-                "them by their prompts (--by prompt)"
+                f"{a.path} and {b.path}: no clip is in both{_left_out(a, b)}; give sets with the same names, "
+                "or pair them by their prompts (--by prompt)"
             )
-        pairs = {(_group(a.rows[name]) or name, name): ([a.rows[name]], [b.rows[name]]) for name in shared}
+        clusters = _clusters(shared, a, b)
+        pairs = {
+            (cluster, name): ([a.rows[name]], [b.rows[name]])
+            for cluster, name in zip(clusters, shared, strict=True)
+        }
         return pairs, (len(a.rows) - len(shared), len(b.rows) - len(shared), 0)
     groups = [defaultdict(list), defaultdict(list)]
     nameless = 0
@@ -148,7 +175,8 @@ def _pairs(a: ScoredSet, b: ScoredSet, by: By) -> tuple[Pairs, tuple[int, int, i
     shared = sorted(groups[0].keys() & groups[1].keys())
     if not shared:
         raise ValueError(
-            f"{a.path} and {b.path}: no prompt is in both; give two scored sets of the same prompts"
+            f"{a.path} and {b.path}: no prompt is in both{_left_out(a, b)}; give two scored sets of the same "
+            "prompts"
         )
     pairs = {(group, group): (groups[0][group], groups[1][group]) for group in shared}
     return pairs, (len(groups[0]) - len(shared), len(groups[1]) - len(shared), nameless)
@@ -156,6 +184,41 @@ def _pairs(a: ScoredSet, b: ScoredSet, by: By) -> tuple[Pairs, tuple[int, int, i
 
 def _group(row: ScoredRow) -> str:
     return row.get("group") or row.get("prompt") or ""
+
+
+def _clusters(names: Sequence[str], a: ScoredSet, b: ScoredSet) -> list[str]:
+    """What each pair is drawn with: its prompt, or the clip alone where it has none. Where the sides group
+    them otherwise, as those that know no prompts do, the one with fewer groups decides."""
+    sides = [[_group(found.rows[name]) or name for name in names] for found in (a, b)]
+    return min(sides, key=lambda groups: (len(set(groups)), groups))
+
+
+def _check_prompts(pairs: Pairs, a: ScoredSet, b: ScoredSet, other_prompts: bool) -> list[str]:
+    """Notes. Raises ValueError where the clips of a pair answer two prompts; one that is "" is not known."""
+    asked = {
+        name: [{row["prompt"]: None for row in side if row.get("prompt")} for side in sides]
+        for (_, name), sides in pairs.items()
+    }
+    apart = [name for name, (ours, theirs) in asked.items() if ours and theirs and not ours.keys() & theirs]
+    if not apart:
+        return []
+    if other_prompts:
+        return [f"pairs whose two prompts differ: {len(apart)} of {len(pairs)}"]
+    first, second = (repr(next(iter(side))[:PROMPT_WIDTH]) for side in asked[apart[0]])
+    raise ValueError(
+        f"{a.path} and {b.path}: {apart[0]} answers {first} in one and {second} in the other, "
+        f"{len(apart)} of {len(pairs)} pairs differ so; give sets of the same prompts, pair them by "
+        "their prompts (--by prompt), or allow it, as of rewritten prompts (--other-prompts)"
+    )
+
+
+def _absent_line(found: ScoredSet) -> str:
+    return f"{found.path}: {absent_line(found.absent)}"
+
+
+def _left_out(a: ScoredSet, b: ScoredSet) -> str:
+    lines = [_absent_line(found) for found in (a, b) if found.absent]
+    return f" ({'; '.join(lines)})" if lines else ""
 
 
 def _shared_rewards(a: ScoredSet, b: ScoredSet, other_settings: bool) -> tuple[list[str], list[str]]:
@@ -235,7 +298,7 @@ def _compared(name: str, terms: PairTerms, by: By, a: ScoredSet, b: ScoredSet) -
     ]
     ours, theirs = columns
     found = bootstrap_difference(theirs, ours)
-    interval = Interval(found.mean, found.low, found.high, num_pairs, unscored)
+    interval = replace(found, n=num_pairs, unscored=unscored)
     called = {**a.called, **b.called}
     higher = direction(name.partition(" (")[0], called) if name != TOTAL else True
     return Compared(name, _mean(ours), _mean(theirs), interval, higher)

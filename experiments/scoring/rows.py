@@ -6,6 +6,7 @@ come back as they were; the score stage {data_id, scores: {name: value}, parts, 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
@@ -18,6 +19,8 @@ from pretrain.jsonl import FieldError, scan
 from rewards.metric import Metric
 from rewards.options import nearest
 from rewards.types import Score, split_part
+
+log = logging.getLogger(__name__)
 
 ScoredRow = Mapping[str, Any]
 DECIMALS = 6
@@ -94,6 +97,11 @@ def number(value: Any) -> float:
     """NaN for JSON's null and what is no number."""
     known = isinstance(value, (int, float)) and not isinstance(value, bool)
     return float(value) if known else math.nan
+
+
+def absent_line(count: int) -> str:
+    """What a reader says of rows that it leaves out because their clip was no longer there."""
+    return f"left out {count} rows of clips that are no longer there (score the clips again if they are)"
 
 
 def check_scored(path: Path) -> None:
@@ -178,9 +186,10 @@ def read_scored(file: ScoresFile, features: Sequence[str]) -> list[VotedClip]:
     """Rows of `nava score` or of a scores stage.
 
     Formats: {clip, scores: {name: {value, parts}}} and {data_id, source, scores: {name: value}, parts}. The
-    case is `case_id`, else the clip's name. Raises FileNotFoundError, or ValueError naming the file.
+    case is `case_id`, else the clip's name. Rows of clips that are no longer there are left out and warned
+    of. Raises FileNotFoundError, or ValueError naming the file.
     """
-    rows = []
+    rows, absent = [], 0
     for line, row in scan(file.path):
         if isinstance(row, FieldError):
             raise ValueError(row.at(file.path))
@@ -193,7 +202,12 @@ def read_scored(file: ScoresFile, features: Sequence[str]) -> list[VotedClip]:
                 )
             )
         if file.source is None or row.get("source") == file.source:
-            rows.append((line, row))
+            absent += bool(row.get("absent"))
+            rows += [] if row.get("absent") else [(line, row)]
+    if absent:
+        log.warning("%s: %s", file.path, absent_line(absent))
+    if not rows and absent:
+        raise ValueError(f"{file.path}: no clip of it is there any longer; score clips that are")
     if not rows:
         raise ValueError(
             f"{file.path}: no row of source {file.source!r}; give a source that is there, or leave # out"

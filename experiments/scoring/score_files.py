@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,8 @@ def score_files(files: Sequence[ClipFile], settings: ScoreSettings, out: Path) -
     options}, `mended` {what the reader filled: how much}. A clip that cannot be read, or whose reference or
     first frame cannot, is a row whose scores have no value but that reason, and `unreadable` {file, why};
     `failed` {reward: why} where a reward raised on this clip alone. Both with `again` where another run may
-    do better: such rows are scored again. Rows of other clips stay in the file.
+    do better: such rows are scored again. Rows of other clips stay in the file, with `absent` where their
+    file is gone or has another name among `files`, so that readers leave them out until it is back.
 
     Raises ValueError for wrong settings, an `out` of other settings or in use, a reward that fails on
     clip after clip (RewardBroken) and too many clips that cannot be read (TooManyUnreadable); what is scored
@@ -78,10 +79,27 @@ def score_files(files: Sequence[ClipFile], settings: ScoreSettings, out: Path) -
         if todo:
             _score_missing(todo, kept, settings, store, len(files))
         rows = with_totals([store.rows[file.name] for file in files], settings.rubric, settings.limits)
-        finished = {row["clip"]: row for row in rows}
-        others = [row for name, row in store.rows.items() if name not in finished]
+        finished = {
+            file.name: _present(row) | {"path": str(file.path)} for file, row in zip(files, rows, strict=True)
+        }
+        named = {(row["path"], row.get("request")) for row in finished.values()}
+        others = [
+            _present(row) | ({"absent": True} if _is_gone(row, named) else {})
+            for name, row in store.rows.items()
+            if name not in finished
+        ]
         store.replace([*finished.values(), *others])
         return list(finished.values())
+
+
+def _present(row: StoredRow) -> StoredRow:
+    return {key: value for key, value in row.items() if key != "absent"}
+
+
+def _is_gone(row: StoredRow, named: Collection[tuple[str, str | None]]) -> bool:
+    """Of a clip that was not asked for: its file is not there, or goes by another name. `named`: (path,
+    request) of those that were."""
+    return not Path(row["path"]).is_file() or (row["path"], row.get("request")) in named
 
 
 def _score_missing(

@@ -3,6 +3,9 @@
 One measure over clips (`Terms`) resamples the clips. One measure over seeds and clips (`Table`) resamples the
 seeds, and the clips either in each drawn seed by itself (`Draws.nested`) or the same ones in all of them
 (`Draws.crossed`: all seeds answer the same prompts, so what is hard about a prompt does not average out).
+
+Of fewer than `FEW` clips, or clusters of clips, the interval of a measure over clips is Student's, and there
+is none of a single one (`few_clusters`).
 """
 
 from __future__ import annotations
@@ -14,8 +17,10 @@ from itertools import compress
 
 import numpy as np
 
+from experiments.scoring.few_clusters import FEW, FEWEST_JUDGED, student_interval
 from pretrain.statistics import NUM_RESAMPLES, cluster_counts, percentiles, ratios_of_sums
 
+TOO_FEW = "too few"
 Terms = tuple[Sequence[float], Sequence[float]]  # numerator and denominator of every clip; a mean has 1 below
 Clusters = Sequence[Hashable]  # what each clip belongs to
 # [seeds][clips] (numerator, denominator); None = unscored
@@ -24,31 +29,32 @@ SeedTerms = Sequence[Sequence[Sequence[float] | None]]
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate over n clips with its percentile interval; `unscored` clips were NaN and took no part.
-
-    clusters: that the n clips are of, where some were drawn together; 0 = each was drawn by itself.
-    """
+    """An estimate over n clips with its 95 % interval; `unscored` clips were NaN and took no part. `low` and
+    `high` are NaN where there is a mean but nothing to tell its spread by. `clusters`: how many independent
+    ones the clips are, None = not counted."""
 
     mean: float
     low: float
     high: float
     n: int
     unscored: int = 0
-    clusters: int = 0
+    clusters: int | None = None
 
     def as_json(self) -> dict[str, float | int | None]:
-        """`{mean, low, high, n}`, and `clusters` where there are any; NaN, which JSON cannot represent,
-        becomes null."""
+        """`{mean, low, high, n}`, and `clusters` where they are fewer than n; NaN, which JSON cannot
+        represent, becomes null."""
         estimates = {"mean": self.mean, "low": self.low, "high": self.high}
         return {
             **{key: None if math.isnan(value) else round(value, 6) for key, value in estimates.items()},
             "n": self.n,
-            **({"clusters": self.clusters} if self.clusters else {}),
+            **({"clusters": self.clusters} if self.clusters and self.clusters < self.n else {}),
         }
 
     def classify(self, higher_is_better: bool) -> str:
-        """Classification of the interval of a difference."""
-        if math.isnan(self.mean):
+        """Classification of the interval of a difference; TOO_FEW where chance alone would do it."""
+        if self.clusters is not None and 0 < self.clusters < FEWEST_JUDGED:
+            return TOO_FEW
+        if math.isnan(self.low):
             return "not measured"
         if self.low <= 0 <= self.high:
             return "not told apart"
@@ -91,6 +97,12 @@ class Table:
         """Mean over the seeds that have the metric."""
         kept = [value for value in self.per_seed if not math.isnan(value)]
         return sum(kept) / len(kept) if kept else math.nan
+
+    @property
+    def deviations(self) -> np.ndarray:
+        """float64 [clips] with a mean of 0: what each clip adds to the first seed's ratio (linearised)."""
+        above, below = self.above[0], self.below[0]
+        return (above - self.mean * below) / below.mean()
 
     @property
     def scored(self) -> int:
@@ -149,14 +161,16 @@ DrawsOf = Callable[[int, int, int], Draws]  # Draws.nested or Draws.crossed, of 
 
 
 def mean_over_seeds(table: Table, draws: Resamples) -> Interval:
-    """Mean of the seeds' metrics; n counts scored clips of all seeds."""
-    return _interval(table.mean, draws.means(table), table.scored, table.below.size)
+    """Mean of the seeds' metrics; n counts scored clips of all seeds. Without ends where one clip (of all
+    seeds) was scored."""
+    return _of_clips(_interval(table.mean, draws.means(table), table.scored, table.below.size), table)
 
 
 def difference_over_seeds(one: Table, other: Table, draws: Resamples) -> Interval:
-    """`one` minus `other` over the same seeds and clips, resampled together; n counts those of `one`."""
+    """`one` minus `other` over the same seeds and clips, resampled together; n counts those of `one`. Without
+    ends as `mean_over_seeds`."""
     moved = draws.means(one) - draws.means(other)
-    return _interval(one.mean - other.mean, moved, one.scored, one.below.size)
+    return _of_clips(_interval(one.mean - other.mean, moved, one.scored, one.below.size), one, other)
 
 
 def paired(*tables: Table) -> list[Table]:
@@ -203,16 +217,15 @@ def bootstrap_ratio(
     take no part.
 
     clusters: what each clip belongs to, where clips share what makes them hard, such as their words: whole
-    clusters are resampled then, and the interval says how many. Of a single one the clips are, so that it is
-    about that one. `n` counts clips.
+    clusters are resampled then, and the interval says how many. `n` counts clips.
     """
     (table,), kept = _scored_in_all((numerators, denominators))
     n = int(kept.sum())
     if not n or math.isnan(table.mean):
         return _nothing(n, kept.size - n)
-    (drawn,), count = _together([table], clusters, kept)
+    (drawn,) = _together([table], clusters, kept)
     draws = ClipDraws.make(drawn.below.size, num_resamples, seed)
-    return replace(_interval(table.mean, draws.means(drawn), n, kept.size), clusters=count)
+    return _interval(table.mean, draws.means(drawn), n, kept.size, drawn.deviations)
 
 
 def bootstrap_difference(
@@ -228,10 +241,10 @@ def bootstrap_difference(
     n = int(kept.sum())
     if not n or math.isnan(ours.mean - theirs.mean):
         return _nothing(n, kept.size - n)
-    (drawn, others), count = _together([ours, theirs], clusters, kept)
+    drawn, others = _together([ours, theirs], clusters, kept)
     draws = ClipDraws.make(drawn.below.size, num_resamples, seed)
     moved = draws.means(drawn) - draws.means(others)
-    return replace(_interval(ours.mean - theirs.mean, moved, n, kept.size), clusters=count)
+    return _interval(ours.mean - theirs.mean, moved, n, kept.size, drawn.deviations - others.deviations)
 
 
 def bootstrap_closed(
@@ -247,8 +260,9 @@ def bootstrap_closed(
 
     Clips of before and after are the same and resampled together, those of the reference by themselves. NaN
     where the gap is not measurable (its own 95 % interval holds 0): a share of nothing has no value, and
-    Fieller's interval of it no end. `n` counts pairs. clusters: of `bootstrap_ratio`, of the clips of before
-    and after; reference_clusters: of those of the reference.
+    Fieller's interval of it no end. NaN too of fewer than `FEW` pairs or clips of the reference, or clusters
+    of them, of which percentiles do not tell that the gap is one. `n` counts pairs. clusters: of
+    `bootstrap_ratio`, of the clips of before and after; reference_clusters: of those of the reference.
     """
     (start, end), kept = _scored_in_all(before, after)
     (goal,), kept_goals = _scored_in_all(reference)
@@ -256,11 +270,14 @@ def bootstrap_closed(
     unscored = kept.size - n
     if not n or not goals or math.isnan(start.mean - end.mean - goal.mean):
         return _nothing(n, unscored)
-    (start, end), count = _together([start, end], clusters, kept)
-    (goal,), _ = _together([goal], reference_clusters, kept_goals)
+    start, end = _together([start, end], clusters, kept)
+    (goal,) = _together([goal], reference_clusters, kept_goals)
+    if min(start.below.size, goal.below.size) < FEW:
+        return _nothing(n, unscored)
     sizes = ((start.below.size, 0), (goal.below.size, 1))
     draws = [ClipDraws.make(size, num_resamples, (seed, stream)) for size, stream in sizes]
-    return replace(_closed((start, end, goal), (draws[0], draws[1]), n, unscored), clusters=count)
+    found = _closed((start, end, goal), (draws[0], draws[1]), n, unscored)
+    return replace(found, clusters=start.below.size)
 
 
 def _closed(
@@ -289,25 +306,33 @@ def _scored_in_all(*terms: Terms) -> tuple[list[Table], np.ndarray]:
     return tables, kept
 
 
-def _together(
-    tables: Sequence[Table], clusters: Clusters | None, kept: np.ndarray
-) -> tuple[list[Table], int]:
-    """The tables with a column for each cluster of the clips that were kept, and how many clusters there are;
-    0 where no two of those clips are of one. Clips that are all of one stay apart: of others nothing is
-    known."""
+def _together(tables: Sequence[Table], clusters: Clusters | None, kept: np.ndarray) -> list[Table]:
+    """The tables with a column for each cluster of the clips that were kept."""
     labels = [] if clusters is None else [*compress(clusters, kept)]
-    count = len(set(labels))
-    if count == len(labels):
-        return [*tables], 0
-    return [*tables] if count == 1 else [table.summed(labels) for table in tables], count
+    return [*tables] if clusters is None else [table.summed(labels) for table in tables]
+
+
+def _of_clips(found: Interval, *tables: Table) -> Interval:
+    """Without ends where a table has a single clip that is scored: drawn again it is always the same."""
+    if all((table.below > 0).any(axis=0).sum() > 1 for table in tables):
+        return found
+    return replace(found, low=math.nan, high=math.nan)
 
 
 def _nothing(n: int, unscored: int = 0) -> Interval:
     return Interval(math.nan, math.nan, math.nan, n, unscored)
 
 
-def _interval(point: float, estimates: np.ndarray, n: int, size: int) -> Interval:
+def _interval(
+    point: float, estimates: np.ndarray, n: int, size: int, deviations: np.ndarray | None = None
+) -> Interval:
+    """`deviations` [clusters]: what each adds to the estimate; None = clusters are not counted."""
     known = estimates[~np.isnan(estimates)]
     if math.isnan(point) or not len(known):
         return _nothing(n, size - n)
-    return Interval(float(point), *percentiles(known), n, size - n)
+    clusters = None if deviations is None else len(deviations)
+    if deviations is not None and len(deviations) < FEW:
+        ends = student_interval(point, deviations)
+    else:
+        ends = percentiles(known)
+    return Interval(float(point), *ends, n, size - n, clusters)

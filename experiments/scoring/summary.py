@@ -129,7 +129,7 @@ def print_table(table: Table) -> None:
 def _notes(summary: Mapping[str, Any]) -> Iterator[str]:
     """What is said below the table."""
     if summary["prompts"] == 1 < summary["clips"]:
-        yield "all clips are of one prompt: the intervals are about it, they say nothing about other prompts"
+        yield "all clips are of one prompt: no intervals, nothing is known about other prompts"
     elif summary["prompts"] < summary["clips"]:
         yield f"{summary['clips']} clips of {summary['prompts']} prompts; intervals draw prompts, not clips"
     means = ", ".join(f"{name} {number(value)}" for name, value in summary["guardrails"].items())

@@ -25,16 +25,20 @@ def render(study: Mapping[str, Any]) -> str:
 
 
 def interval(found: Found | None, missing: str = "-", signs: tuple[str, str, str] = ("[", ", ", "]")) -> str:
-    """`0.123 [0.100, 0.150]`."""
+    """`0.123 [0.100, 0.150]`; the mean alone where it has no interval."""
     if found is None or found["mean"] is None:
         return missing
+    if found["low"] is None:
+        return f"{found['mean']:.3f}"
     return f"{found['mean']:.3f} {signs[0]}{found['low']:.3f}{signs[1]}{found['high']:.3f}{signs[2]}"
 
 
 def signed(found: Found) -> str:
-    """`+0.123 [+0.100, +0.150]`."""
+    """`+0.123 [+0.100, +0.150]`; the mean alone where it has no interval."""
     if found["mean"] is None:
         return "-"
+    if found["low"] is None:
+        return f"{found['mean']:+.3f}"
     return f"{found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
 
 

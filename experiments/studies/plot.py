@@ -18,7 +18,8 @@ def errorbars(
     style: Mapping[str, Any],
     horizontal: bool = False,
 ) -> None:
-    """Draw `points`: positions along one axis and {mean, low, high}; unmeasured ones are left out.
+    """Draw `points`: positions along one axis and {mean, low, high}; unmeasured ones are left out, and those
+    without an interval are points.
 
     `horizontal`: intervals along x. `style`: of matplotlib's errorbar.
     """
@@ -26,8 +27,10 @@ def errorbars(
     if not known:
         return
     places, means = [place for place, _ in known], [found["mean"] for _, found in known]
-    below = [max(0.0, found["mean"] - found["low"]) for _, found in known]
-    above = [max(0.0, found["high"] - found["mean"]) for _, found in known]
+    below, above = (
+        [0.0 if found[end] is None else max(0.0, sign * (found[end] - found["mean"])) for _, found in known]
+        for end, sign in (("low", -1.0), ("high", 1.0))
+    )
     x, y, error = (means, places, "xerr") if horizontal else (places, means, "yerr")
     axes.errorbar(x, y, **{error: [below, above], "marker": "o", "capsize": 2, **style})
 
