@@ -238,7 +238,7 @@ def test_long_clips_are_linked_beside_the_page(made, monkeypatch):
 
 def scored(values, name="snr_estimate_db"):
     return [
-        {"data_id": f"p{i:03d}", "prompt": "p", "scores": {name: None if v is None else float(v)}}
+        {"data_id": f"p{i:03d}", "prompt": f"p{i}", "scores": {name: None if v is None else float(v)}}
         for i, v in enumerate(values)
     ]
 

@@ -13,8 +13,14 @@ from hypothesis import strategies as st
 
 from experiments.report.evaluate import EvaluateConfig, evaluate, metrics_to_log
 from experiments.report.report import report
-from experiments.scoring.sets import ALIGN_JUDGES, ScoreConfig, score_sets
-from experiments.scoring.statistics import bootstrap_mean, bootstrap_ratio
+from experiments.scoring.rows import said_by
+from experiments.scoring.sets import ALIGN_JUDGES, ALIGN_SET, MAIN_SET, ScoreConfig, score_sets
+from experiments.scoring.statistics import (
+    bootstrap_closed,
+    bootstrap_difference,
+    bootstrap_mean,
+    bootstrap_ratio,
+)
 from pretrain.statistics import cluster_bootstrap
 
 ONE = ScoreConfig(num_processes=1)
@@ -55,7 +61,7 @@ def test_clustered_interval_is_that_of_the_cluster_bootstrap(drawn):
     codes = np.array([order[name] for name in names])
     found = bootstrap_ratio([*values, float("nan")], [1.0] * (len(values) + 1), clusters=[*names, 99])
     assert (found.low, found.high) == pytest.approx(cluster_bootstrap(np.array(values), codes), abs=1e-9)
-    assert found.n == len(values)
+    assert found.n == len(values) and found.clusters == len(order)
 
 
 def test_clips_that_fail_together_are_no_more_evidence_than_one():
@@ -65,6 +71,72 @@ def test_clips_that_fail_together_are_no_more_evidence_than_one():
     alone = bootstrap_ratio(values * 6, [1.0] * 24)
     assert (six.low, six.high) == (once.low, once.high) and six.n == 24
     assert alone.high - alone.low < six.high - six.low
+
+
+def test_repeated_clips_make_no_difference_or_share_surer():
+    rng, ones, said = np.random.default_rng(0), [1.0] * 12, range(12)
+    once, twice, goal = ((list(rng.normal(mean, 0.2, 12)), ones) for mean in (1.0, 0.5, 0.0))
+    many = [tuple([*part] * 5 for part in terms) for terms in (once, twice, goal)]
+    clusters = [*said] * 5
+    for together, alone in (
+        (bootstrap_difference(*many[:2], clusters=clusters), bootstrap_difference(once, twice)),
+        (
+            bootstrap_closed(*many, clusters=clusters, reference_clusters=clusters),
+            bootstrap_closed(once, twice, goal),
+        ),
+    ):
+        assert (together.mean, together.low, together.high) == pytest.approx(
+            (alone.mean, alone.low, alone.high)
+        )
+        assert (together.n, together.clusters, alone.clusters) == (60, 12, 12)
+        assert together.low < together.high
+
+
+def test_of_a_single_cluster_there_is_no_interval():
+    found = bootstrap_mean([0.0, 1.0, 3.0], clusters=["a"] * 3)
+    assert math.isnan(found.low) and math.isnan(found.high) and (found.n, found.clusters) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [
+        ({"spans": ["one", "two"], "voices": ["a", "b"]}, (("one", "two"), ("a", "b"))),
+        ({"spans": ["one"], "group": "g"}, (("one",), ())),
+        ({"spans": [], "voices": [], "group": "g", "prompt": "p"}, "g"),
+        ({"group": "", "prompt": "p"}, "p"),
+        ({"prompt": ""}, "clip-0"),
+    ],
+)
+def test_clips_that_say_the_same_are_known_by_it(known, expected):
+    assert said_by({"data_id": "clip-0", **known}) == expected
+
+
+def test_clips_of_the_same_word_and_voice_are_drawn_together_in_every_set(tmp_path):
+    def rows(prompt_set, source):
+        for index in range(24):
+            word, voice = f"word {index % 4}", f"voice {index % 2}"
+            scores = {"sync_judge": 1.0 + index % 4 + (source == "aligned") * (index % 4)}
+            yield {
+                **{"prompt_set": prompt_set, "source": source, "data_id": f"{index:02d}"},
+                **{"prompt": f"p {index}", "spans": [word], "voices": [voice], "scores": scores},
+                **{"parts": {}, "guardrails": {"motion": 0.1 * (index % 4)}, "flags": []},
+            }
+
+    sides = [(MAIN_SET, "codec"), (MAIN_SET, "generated"), (ALIGN_SET, "generated"), (ALIGN_SET, "aligned")]
+    scores = tmp_path / "clips.jsonl"
+    scores.write_text("".join(json.dumps(row) + "\n" for side in sides for row in rows(*side)))
+    metrics = evaluate(EvaluateConfig(), scores, tmp_path / "demo.json", tmp_path / "alignment.json")
+    found = json.loads((tmp_path / "alignment.json").read_text())
+    once = bootstrap_mean([1.0, 2.0, 3.0, 4.0]).as_json()
+    expected = {**once, "n": 24, "clusters": 4}
+    assert metrics["sync_judge"] == {"codec": expected, "generated": expected}
+    metric = found["metrics"]["sync_judge"]
+    assert (
+        metric["before"] == metric["codec"] == metrics["sync_judge_align_held_out"]["generated"] == expected
+    )
+    moved = bootstrap_mean([0.0, 1.0, 2.0, 3.0]).as_json()
+    assert metric["difference"] == {**moved, "n": 24, "clusters": 4}
+    assert found["guardrails"]["motion"]["after"]["clusters"] == 4
 
 
 def test_nothing_scored_is_null_in_json():

@@ -135,9 +135,8 @@ class World:
         moved = {name: -gain if "noise" in name or "wer" in name else gain for name in scoring.metrics}
         metrics = {name: [[base + moved[name], 1.0] for base in (0.5, 1.0, 1.5)] for name in moved}
         reasons = {"sync_judge": ["", "", "no face"]}
-        out.write_text(
-            json.dumps({"data_ids": ["a", "b", "c"], "metrics": metrics, "reasons": reasons, "flagged": 0})
-        )
+        found = {"data_ids": ["a", "b", "c"], "metrics": metrics, "reasons": reasons}
+        out.write_text(json.dumps({**found, "flagged": 2 * by.startswith("nft-seed1")}))
 
     def aligned(self) -> list[str]:
         return [call[1] for call in self.calls if call[0] == "align"]
@@ -276,7 +275,10 @@ def test_finished_arms_are_kept_until_what_they_depend_on_changes(world):
     )  # asked, and answered at once
     assert len([call for call in world.calls if call[0] == "score"]) == 4
     more = replace(given, objectives=replace(given.objectives, seeds=2))
-    run(world, more)
+    flagged = {name: arm["flagged"] for name, arm in run(world, more)["arms"].items()}
+    assert flagged == {"pretrained": 0, "nft": 1, "rwr": 0, "gsb_dpo": 0}  # of a seed
+    page = (world.layout.out / "study" / "objectives.md").read_text()
+    assert page.count("; of 3 clips 1 are beyond a guardrail, mean of the seeds, of the pretrained") == 1
     assert world.aligned() == ["nft-seed1", "rwr-seed1", "gsb_dpo-seed1"] and ("vote", 3) not in world.calls
     others = replace(given, votes=replace(given.votes, panel=replace(given.votes.panel, seed=7)))
     run(world, others)

@@ -64,6 +64,21 @@ def test_gates_print_their_result_and_why_a_failed_one_is_there(capsys):
     assert "passed" in printed and "<words>" not in printed
 
 
+def test_clips_that_were_drawn_together_are_counted_as_pairs(capsys):
+    found = metrics()
+    found["wer_pocketsphinx"]["generated"]["clusters"] = 72
+    found["wer_pocketsphinx_heldout_pairs"]["generated"]["clusters"] = 8
+    gates = check_gates([WER], Reports(found, {}))
+    print_summary(Reports(found, {}))
+    print_gates(gates)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "208 of 72 pairs" in printed and "48 of 8 pairs" in printed
+    assert gates[0].counted == "clips of 72 pairs of word and voice"
+    html = page(found, gates, [Section("First", "about", [])], None, {})
+    assert "208 clips of 72 pairs of word and voice</td>" in html and "<br>n 48 of 8 pairs</th>" in html
+    assert "<td>208 of 72 pairs</td>" in html and "<td>208</td>" in html
+
+
 def test_missing_or_broken_evaluation_is_one_line(tmp_path):
     with pytest.raises(FileNotFoundError, match="nava evaluate"):
         read_reports(tmp_path / "no.json")

@@ -15,7 +15,7 @@ from experiments.scoring.compare import read_set
 from experiments.scoring.config import settings_from
 from experiments.scoring.score_files import ScoreSettings, score_files
 from experiments.scoring.store import ScoreStore
-from experiments.scoring.summary import summarise
+from experiments.scoring.summary import show, summarise
 from pretrain.media.write import write_mp4, write_wav
 from rewards.base import score_prepared
 from rewards.types import Score
@@ -326,3 +326,32 @@ def test_the_speed_of_rewards_is_measured_on_clips_they_can_score(clips):
         and "nowhere" in unavailable["sync_mini"]
     )
     assert MeanLevel.calls == 3 * (1 + 2 * 2)  # one pass to warm up, two batched, two one by one
+
+
+def _scored(clip, group, value):
+    score = {"value": value, "reason": "", "parts": {"errors": value, "words": 2.0}, "text": ""}
+    return {"clip": clip, "group": group, "scores": {"word_error_rate": score}, "guardrails": {}, "flags": []}
+
+
+def test_several_clips_of_a_prompt_make_no_interval_narrower(capsys):
+    values = {"a": 0.0, "b": 1.0, "c": 3.0}
+    once = summarise([_scored(name, name, value) for name, value in values.items()])
+    many = summarise([_scored(f"{k}-{i}", k, value) for k, value in values.items() for i in range(8)])
+    for name in ("word_error_rate", "word_error_rate.errors", "word_error_rate (errors/words)"):
+        assert many["rewards"][name] == {**once["rewards"][name], "n": 24, "clusters": 3, "eligible": 24}
+    assert (once["prompts"], many["prompts"], many["clips"]) == (3, 3, 24)
+    show(many)
+    printed = capsys.readouterr().out
+    assert "24 / 24, of 3 prompts" in printed and "24 clips of 3 prompts" in printed
+
+
+def test_clips_without_a_prompt_are_drawn_one_by_one_and_one_prompt_says_so(capsys):
+    alone = summarise([_scored(f"c{i}", "", float(i)) for i in range(4)])
+    one = summarise([_scored(f"c{i}", "p", float(i)) for i in range(4)])
+    spans = [found["rewards"]["word_error_rate"] for found in (alone, one)]
+    assert spans[0]["low"] < spans[0]["high"] and spans[1]["low"] is spans[1]["high"] is None
+    assert "clusters" not in spans[0] and spans[1]["clusters"] == 1 and alone["prompts"] == 4
+    show(alone)
+    assert "prompt" not in capsys.readouterr().out
+    show(one)
+    assert "nothing is known about other prompts" in capsys.readouterr().out

@@ -11,6 +11,7 @@ from experiments.report.before_after import before_after
 from experiments.report.gates import Gate
 from experiments.studies.page import render
 from experiments.studies.seeds import gate_results, mean_rows, study_seeds
+from rewards.guardrails import BOUNDS
 
 
 def row(name: str, sync: float | None, errors: float = 0.0):
@@ -35,7 +36,30 @@ def test_a_prompt_counts_once_with_the_mean_over_seeds():
 
 def test_one_seed_is_itself():
     rows = [row("a", 1.0), row("b", None)]
-    assert mean_rows([rows]) == [{**found, "parts": {"sync_judge": {}, **found["parts"]}} for found in rows]
+    shares = dict.fromkeys(("", *BOUNDS), 0.0)
+    assert mean_rows([rows]) == [
+        {**found, "parts": {"sync_judge": {}, **found["parts"]}, "flagged_shares": shares} for found in rows
+    ]
+
+
+def test_flagged_clips_of_several_seeds_are_their_mean():
+    def clips(*flagged):
+        beyond = {"flags": ["loudness_dbfs -50 < -40", "loudness_dbfs -50 < -45"]}
+        return [{**row(f"{i:02d}", 1.0), **(beyond if i in flagged else {})} for i in range(9)]
+
+    before, gate = (
+        clips(0, 1),
+        Gate(metric="guardrails", set="alignment", statistic="worse", at_most=0, why="-"),
+    )
+    for seeds, expected, status in (
+        ([clips(0, 1), clips(3, 4), clips(6, 7)], 2, "passed"),
+        ([clips(0, 1), clips(3, 4), clips(5, 6, 7)], 7 / 3, "failed"),
+    ):
+        found = before_after(before, mean_rows(seeds), None, NONE)
+        assert found["flagged"] == {"before": 2, "after": pytest.approx(expected)}
+        assert found["guardrails"]["loudness_dbfs"]["flagged_after"] == pytest.approx(expected)
+        assert found["guardrails"]["motion"]["flagged_after"] == 0
+        assert [result["status"] for result in gate_results([gate], found)] == [status]
 
 
 def test_seeds_with_other_prompts_are_refused():
@@ -63,6 +87,7 @@ def test_the_page_has_the_gates_each_seed_and_every_guardrail():
     assert all(
         f"| {name} |" in text for name in (*found["guardrails"], "sync_judge", "wer_pocketsphinx_judge")
     )
+    assert f"Clips beyond a limit, of {found['prompts']}: before alignment" in text
     results = [line for line in text.splitlines() if ", closed | " in line or ", overall | " in line]
     assert [line.split("| ")[-1] for line in results] == ["passed |", "failed |", "not measured |"]
     assert "sync_mini, generated" not in text

@@ -212,12 +212,40 @@ def test_tables_page_and_picture_of_known_results(plan, tmp_path):
     assert study["unscored"] == {"wer_pocketsphinx": {"silent": 10}} and study["clips"] == {
         "seeds": 2,
         "prompts": 3,
+        "distinct": 3,
     }
     text = render(study)
     assert "unified against NAVA, sim_resemblyzer: -0.600 [-0.600, -0.600], worse" in text
     assert "**0.200 [0.200, 0.200]**" in text and "| nava * |" in text and "silent: 10" in text
     draw(study, tmp_path / "p.png")
     assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_what_is_hard_about_a_prompt_does_not_average_out_over_trainings(plan):
+    """Both seeds answer the same prompts, of which four each ask for the same: eight are known, no more."""
+    found, clips = results(plan), 32
+    said = [f"word {index % 8}" for index in range(clips)]
+    moved = np.random.default_rng(0).normal(size=8)
+    for training in plan.trainings:
+        values = moved if training.paradigm == "unified" else np.zeros(8)
+        scores = found[training.label]["scores"]["stage1"]
+        scores["metrics"] = {"sim_resemblyzer": [[values[index % 8], 1.0] for index in range(clips)]}
+        scores["data_ids"] = [f"p{index}" for index in range(clips)]
+    config = dataclasses.replace(SMALL, resamples=2000)
+    study = tabulate(config, plan, found, said)
+    entry = study["budgets"][STEPS]["unified"]
+    half = 1.96 * moved.std() / 8**0.5
+    for interval in (entry["differences"]["sim_resemblyzer"], entry["metrics"]["sim_resemblyzer"]):
+        assert interval["high"] - interval["low"] == pytest.approx(2 * half, rel=0.12)
+    assert entry["differences"]["sim_resemblyzer"]["n"] == 2  # trainings
+    assert entry["metrics"]["sim_resemblyzer"]["n"] == 2 * clips
+    assert study["clips"] == {"seeds": 2, "prompts": clips, "distinct": 8}
+
+
+def test_of_one_training_each_nothing_is_better_or_worse(plan):
+    one = dataclasses.replace(plan, trainings=[each for each in plan.trainings if each.config.seed == 0])
+    entry = tabulate(SMALL, one, results(one))["budgets"][STEPS]["unified"]
+    assert entry["differences"]["sim_resemblyzer"]["verdict"] == "one seed"
 
 
 def test_scores_of_other_prompts_are_refused(plan):

@@ -14,7 +14,7 @@ from itertools import compress
 from typing import Any
 
 from experiments.report.metric_keys import MetricsByName, reported_metrics
-from experiments.scoring.rows import ScoredRow, number, terms
+from experiments.scoring.rows import ScoredRow, number, said_by, terms
 from experiments.scoring.statistics import (
     Interval,
     bootstrap_closed,
@@ -44,6 +44,7 @@ def before_after(
     `codec` None: there are no real clips, so nothing of the codec is in the result, no gap closed and nothing
     beyond it. `known`: metrics to compare, None = the catalog's; what was not scored is left out. `rewarded`:
     names of the rubric, whose role is "reward" even if the catalog lists another, likewise `judged` metrics.
+    Clips of the same words and voices fail alike and are drawn together (`said_by`).
     The order of the rows does not matter. Raises ValueError where before and after do not answer the same
     prompts.
     """
@@ -136,7 +137,8 @@ def _metric(
     Everything but the codec's values uses prompts that were.
     """
     old, new = (terms(rows, metric) for rows in (before, after))
-    difference = bootstrap_difference(new, old, seed)
+    said = [said_by(row) for row in before]
+    difference = bootstrap_difference(new, old, seed, clusters=said)
     if not difference.n:
         return None
     scored = [
@@ -145,7 +147,9 @@ def _metric(
     ]
     both = [all(pair) for pair in zip(*scored, strict=True)]
     intervals = [
-        bootstrap_ratio(list(compress(above, both)), list(compress(below, both)), seed)
+        bootstrap_ratio(
+            list(compress(above, both)), list(compress(below, both)), seed, clusters=[*compress(said, both)]
+        )
         for above, below in (old, new)
     ]
     found = {
@@ -157,12 +161,14 @@ def _metric(
     }
     if codec is None:
         return found
-    reference = terms(codec, metric)
-    goal = bootstrap_ratio(*reference, seed)
+    reference, real = terms(codec, metric), [said_by(row) for row in codec]
+    goal = bootstrap_ratio(*reference, seed, clusters=real)
+    if metric.gap_closed:
+        closed = bootstrap_closed(old, new, reference, seed, clusters=said, reference_clusters=real)
+        found["closed"] = closed.as_json()
     return {
         **found,
         "codec": goal.as_json(),
-        **({"closed": bootstrap_closed(old, new, reference, seed).as_json()} if metric.gap_closed else {}),
         "beyond_codec": beyond(intervals[1].mean, goal, metric.lower_is_better),
         "beyond_codec_before": beyond(intervals[0].mean, goal, metric.lower_is_better),
         "unscored": {**found["unscored"], "codec": goal.unscored},
@@ -174,7 +180,11 @@ def _guardrail(
 ) -> dict[str, Any]:
     bounds = [asdict(limits).get(field) for field in BOUNDS[name]]
     measured = {
-        key: bootstrap_mean([number(row.get("guardrails", {}).get(name)) for row in rows], seed)
+        key: bootstrap_mean(
+            [number(row.get("guardrails", {}).get(name)) for row in rows],
+            seed,
+            clusters=[said_by(row) for row in rows],
+        )
         for key, rows in sides.items()
     }
     return {
@@ -186,9 +196,19 @@ def _guardrail(
     }
 
 
-def _flagged(rows: Sequence[ScoredRow], name: str = "") -> int:
-    """Clips beyond a limit, of one measurement or of any."""
-    return sum(any(text.split()[0] == name or not name for text in row.get("flags", ())) for row in rows)
+def _flagged(rows: Sequence[ScoredRow], name: str = "") -> float:
+    """Clips beyond a limit, of one measurement or of any; of rows that stand for several seeds, the mean of
+    the seeds' numbers."""
+    found = sum(flagged_share(row, name) for row in rows)
+    return found if isinstance(found, int) else round(found, 6)
+
+
+def flagged_share(row: ScoredRow, name: str = "") -> float:
+    """Whether a clip is beyond the limit of one measurement, or of any; of a row that stands for several
+    seeds, in which share of them it is (`flagged_shares`)."""
+    if "flagged_shares" in row:
+        return row["flagged_shares"].get(name, 0.0)
+    return int(any(text.split()[0] == name or not name for text in row.get("flags", ())))
 
 
 def beyond_codec(found: Mapping[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 from experiments.report.before_after import before_after, paired
 from experiments.report.closing_page import ClosingPage, closing_page
 from experiments.report.examples import gains_of, pick
-from experiments.scoring.clips import clip_file, list_clips
+from experiments.scoring.clips import ClipFile, clip_file, list_clips
 from experiments.scoring.config import hears, with_vocabulary
 from experiments.scoring.rows import ScoredRow, score_in
 from experiments.scoring.score_files import ScoreSettings, score_files
@@ -196,16 +196,27 @@ def _scored(inputs: ClosingInputs, options: RewardOptions, side: str, folder: Pa
     # another way of scoring gets a file of its own
     kept = inputs.out / "scores" / f"{side}-{config_id(settings.described())}.jsonl"
     kept.parent.mkdir(parents=True, exist_ok=True)
-    return [_row(row, side) for row in score_files(list_clips(folder), settings, kept)]
+    clips = list_clips(folder)
+    said = {clip.name: clip for clip in clips}
+    return [_row(row, side, said[row["clip"]]) for row in score_files(clips, settings, kept)]
 
 
-def _row(row: Mapping[str, Any], side: str) -> ScoredRow:
+def _row(row: Mapping[str, Any], side: str, clip: ClipFile) -> ScoredRow:
+    """With the words and voices, by name or by their recordings, of the clip."""
     scores = {
         **row["scores"],
         **{entry: row["scores"][name] for entry, name in row.get("called", {}).items()},
     }
     path = f"{side}/{Path(row['path']).name}"
-    return {"data_id": row["clip"], "source": side, **row, "path": path, "scores": scores}
+    return {
+        "data_id": row["clip"],
+        "source": side,
+        "spans": list(clip.spans),
+        "voices": list(clip.voices) or [str(path or "") for path in clip.references],
+        **row,
+        "path": path,
+        "scores": scores,
+    }
 
 
 def _reasons(

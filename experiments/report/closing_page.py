@@ -75,7 +75,7 @@ def closing_page(content: ClosingPage) -> str:
 def change_of(metric: Mapping[str, Any]) -> str:
     """`better` or `worse` where the difference's interval leaves 0 out, else ''; `too few prompts` where all
     of them may have moved one way by chance."""
-    if 0 < metric["difference"]["n"] < FEWEST_JUDGED:
+    if 0 < metric["difference"].get("clusters", metric["difference"]["n"]) < FEWEST_JUDGED:
         return "too few prompts"
     low, high = metric["difference"]["low"], metric["difference"]["high"]
     if low is None or low <= 0 <= high:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from experiments.report.metric_keys import (
     reported_metrics,
 )
 from experiments.report.simulated_gsb import simulated_gsb
-from experiments.scoring.rows import ScoredRow, read_scores, terms
-from experiments.scoring.sets import ALIGN_SET, EXCHANGED_SET, HELD_OUT_PAIRS_SET, MAIN_SET
+from experiments.scoring.rows import ScoredRow, read_scores, said_by, terms
+from experiments.scoring.sets import ALIGN_SET, EXCHANGED_SET, MAIN_SET
 from experiments.scoring.statistics import Interval, bootstrap_ratio
 from finetune.gsb.simulated_raters import SimulatedRatersConfig
 from pretrain.files import write_json
@@ -51,7 +51,8 @@ def evaluate(
     known: MetricsByName | None = None,
 ) -> dict[str, Any]:
     """Reads the rows of `score_sets` and writes `out`: `{metric: {real|codec|generated|aligned: {mean, low,
-    high, n}}}`.
+    high, n}}}`, with `clusters` where the n clips are of fewer pairs of words and voices: clips of one pair
+    fail alike, so intervals draw pairs.
 
     Of dialogues generated twice, the second time with their references exchanged, `voices_exchanged` is the
     share in which every turn has its reference's voice both times.
@@ -64,8 +65,7 @@ def evaluate(
     groups, known = read_scores(scores), known or reported_metrics()
     metrics: dict[str, dict[str, dict[str, Any]]] = {}
     for (prompt_set, source), rows in groups.items():
-        clusters = [said_by(row) for row in rows] if prompt_set == HELD_OUT_PAIRS_SET else None
-        for name, interval in summarise(rows, known, config.seed, clusters).items():
+        for name, interval in summarise(rows, known, config.seed).items():
             metrics.setdefault(metric_key(name, prompt_set), {})[source] = interval.as_json()
     if (exchanged := voices_exchanged(groups, config.seed)) is not None:
         key = metric_key(VOICES_EXCHANGED, EXCHANGED_SET)
@@ -79,18 +79,9 @@ def evaluate(
     return metrics
 
 
-def said_by(row: ScoredRow) -> tuple[tuple[str, ...], ...]:
-    """A clip's words and voices. Clips of the same ones fail alike: where they are few, they are drawn."""
-    return tuple(row["spans"]), tuple(row["voices"])
-
-
-def summarise(
-    rows: Sequence[ScoredRow],
-    known: MetricsByName,
-    seed: int = 0,
-    clusters: Sequence[Hashable] | None = None,
-) -> dict[str, Interval]:
-    """One interval per metric; metrics without scored clips are left out. clusters: of `bootstrap_ratio`."""
+def summarise(rows: Sequence[ScoredRow], known: MetricsByName, seed: int = 0) -> dict[str, Interval]:
+    """One interval per metric, over pairs of words and voices; metrics without scored clips are left out."""
+    clusters = [said_by(row) for row in rows]
     intervals = {
         name: bootstrap_ratio(*terms(rows, metric), seed, clusters=clusters) for name, metric in known.items()
     }

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from experiments.scoring.rows import ScoredRow, score_in
+from experiments.scoring.rows import ScoredRow, said_by, score_in
 from experiments.scoring.sets import DIALOGUE_SET, EXCHANGED_SET, VOICES
-from experiments.scoring.statistics import Interval, bootstrap_ratio
+from experiments.scoring.statistics import Interval, bootstrap_mean
 
 ScoredGroups = Mapping[tuple[str, str], Sequence[ScoredRow]]  # by prompt set and source
 
@@ -16,14 +16,16 @@ ScoredGroups = Mapping[tuple[str, str], Sequence[ScoredRow]]  # by prompt set an
 def voices_exchanged(groups: ScoredGroups, seed: int = 0) -> Interval | None:
     """Share of dialogues in which both clips have the nearest voice right in every turn; None without pairs.
 
-    A pair of which a clip was not scored takes no part. The interval is over prompts, within 0 and 1.
+    A pair of which a clip was not scored takes no part. The interval is over what the dialogues say, and by
+    whom, within 0 and 1.
     """
     once = {row["data_id"]: row for row in groups.get((DIALOGUE_SET, "generated"), ())}
     again = groups.get((EXCHANGED_SET, "generated"), ())
-    values = [_all_right(once[row["data_id"]], row) for row in again if row["data_id"] in once]
-    if not values:
+    pairs = [(once[row["data_id"]], row) for row in again if row["data_id"] in once]
+    if not pairs:
         return None
-    found = bootstrap_ratio(values, [1.0] * len(values), seed)
+    said = [said_by(row) for row, _ in pairs]
+    found = bootstrap_mean([_all_right(*pair) for pair in pairs], seed, clusters=said)
     return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
 
 

@@ -111,7 +111,7 @@ class GateResult:
     low: float | None
     high: float | None
     n: int
-    counted: str  # what n counts
+    counted: str  # what n counts: clips, "clips of 72 pairs of word and voice", ...
     note: str
 
     def as_json(self) -> dict[str, Any]:
@@ -210,6 +210,8 @@ def _result(
     if interval is None:
         return GateResult(gate, "not measured", None, None, None, 0, counted, missing)
     mean, low, high, n = (interval[key] for key in ("mean", "low", "high", "n"))
+    if interval.get("clusters"):
+        counted = f"{counted} of {interval['clusters']} pairs of word and voice"
     value = interval[gate.value]
     status: Status = "failed"
     if value is None:

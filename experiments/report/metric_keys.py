@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from experiments.scoring.sets import ALIGN_SET, MAIN_SET, ScoreConfig
 from rewards.catalog import CATALOG, metrics_of
 from rewards.metric import Metric
 
-IntervalJson = Mapping[str, Any]  # {mean, low, high, n} as JSON
+IntervalJson = Mapping[str, Any]  # {mean, low, high, n}, clusters where clips share one, as JSON
 Metrics = Mapping[str, Mapping[str, IntervalJson]]  # key -> source -> interval
 MetricsByName = Mapping[str, Metric]  # by name
 SOURCES = ("real", "codec", "generated")
@@ -51,6 +51,18 @@ def main_metrics(metrics: Metrics) -> list[str]:
 def title(key: str, known: MetricsByName) -> str:
     """Display name of a metric; its key if unknown."""
     return known[key].title if key in known else TITLES.get(key, key)
+
+
+def count_of(interval: IntervalJson) -> str:
+    """`208`, or `208 of 72 pairs`: clips, and pairs of words and voices where some are of the same."""
+    return (
+        f"{interval['n']} of {interval['clusters']} pairs" if interval.get("clusters") else f"{interval['n']}"
+    )
+
+
+def most_clips(intervals: Iterable[IntervalJson]) -> IntervalJson:
+    """The one over the most clips."""
+    return max(intervals, key=lambda interval: (interval["n"], interval.get("clusters", 0)))
 
 
 def by_set(metrics: Metrics) -> dict[str, dict[str, IntervalJson]]:

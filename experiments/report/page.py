@@ -20,7 +20,9 @@ from experiments.report.metric_keys import (
     Metrics,
     MetricsByName,
     by_set,
+    count_of,
     main_metrics,
+    most_clips,
     reported_metrics,
     title,
 )
@@ -120,13 +122,15 @@ def data_uri(content: bytes, media_type: str) -> str:
 
 def page_environment() -> Environment:
     """Of the templates of pages: text is escaped, and a name that is not given is an error."""
-    return Environment(
+    made = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.globals |= {"count_of": count_of, "most_clips": most_clips}
+    return made
 
 
 def _environment() -> Environment:

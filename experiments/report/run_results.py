@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.report.gates import GateResult, Reports
-from experiments.report.metric_keys import IntervalJson, Metrics, MetricsByName, main_metrics, title
+from experiments.report.metric_keys import IntervalJson, Metrics, MetricsByName, count_of, main_metrics, title
 from pretrain.markdown import markdown_table
 
 GSB_AXES = ("overall", "sync", "voice", "picture")
@@ -72,7 +72,7 @@ def results_table(metrics: Metrics, alignment: Mapping[str, Any], known: Metrics
                 title(name, known),
                 row["role"],
                 *(_span(row.get(side)) for side in ("before", "after", "difference", "codec")),
-                str(row["after"]["n"]),
+                count_of(row["after"]),
             ]
             for name, row in compared.items()
         ]
@@ -82,7 +82,7 @@ def results_table(metrics: Metrics, alignment: Mapping[str, Any], known: Metrics
             [
                 title(name, known),
                 *(_span(metrics[name].get(side)) for side in ("real", "codec", "generated")),
-                str(metrics[name]["generated"]["n"]),
+                count_of(metrics[name]["generated"]),
             ]
             for name in main_metrics(metrics)
         ]

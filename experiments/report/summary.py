@@ -8,12 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.report.before_after import beyond_from_the_start
 from experiments.report.gates import GateResult, Reports
-from experiments.report.metric_keys import SOURCES, IntervalJson, by_set, main_metrics
+from experiments.report.metric_keys import (
+    SOURCES,
+    IntervalJson,
+    by_set,
+    count_of,
+    main_metrics,
+    most_clips,
+)
 from pretrain.terminal import plain
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+PAIRS = "of N pairs: of word and voice; clips of the same ones fail alike, and intervals draw the pairs"
 SIMULATED = "SIMULATED RATERS: no person voted"
 COLOURS = {"passed": "green", "failed": "red", "not measured": "yellow"}
 
@@ -27,13 +35,16 @@ def print_summary(reports: Reports) -> None:
     metrics, console = reports.metrics, Console(file=plain(sys.stdout))
     main = Table("mean, 95 % interval", *SOURCES, "clips", box=box.SIMPLE_HEAD)
     for metric in main_metrics(metrics):
-        clips = max(interval["n"] for interval in metrics[metric].values())
+        clips = count_of(most_clips(metrics[metric].values()))
         cells = (short_interval(metrics[metric].get(source), 2) for source in SOURCES)
-        main.add_row(metric, *cells, str(clips))
+        main.add_row(metric, *cells, clips)
     console.print(main)
+    if any(interval.get("clusters") for by_source in metrics.values() for interval in by_source.values()):
+        console.print(f"  {PAIRS}", highlight=False)
     if grid := by_set(metrics):
         names = (suffix.removeprefix("_") for suffix in grid)
         others = Table("other prompts, generated", *names, box=box.SIMPLE_HEAD)
+        others.add_row("clips", *(count_of(most_clips(column.values())) for column in grid.values()))
         for base in dict.fromkeys(base for column in grid.values() for base in column):
             others.add_row(base, *(short_interval(column.get(base), 2) for column in grid.values()))
         console.print(others)
@@ -95,7 +106,7 @@ def _print_alignment(console: Console, found: Mapping[str, Any]) -> None:
     for name, metric in found["metrics"].items():
         means = [short_interval(metric[key]).partition("\n")[0] for key in ("before", "after", "codec")]
         arrow = "↓" if metric["better"] == "lower" else "↑"
-        about = f"{name}\n[dim]{metric['role']} {arrow} n {metric['difference']['n']}[/]"
+        about = f"{name}\n[dim]{metric['role']} {arrow} n {count_of(metric['difference'])}[/]"
         change, closed = short_interval(metric["difference"]), short_interval(metric.get("closed"), 2)
         table.add_row(about, *means, change, closed)
     console.print(table)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,15 @@ def terms(rows: Sequence[ScoredRow], metric: Metric) -> Terms:
     if metric.numerator:
         return column(rows, metric.scorer, metric.numerator), column(rows, metric.scorer, metric.denominator)
     return column(rows, metric.scorer, metric.part), [1.0] * len(rows)
+
+
+def said_by(row: ScoredRow) -> Hashable:
+    """What clips that fail alike share, so that intervals draw them together: the words of a row of the score
+    stage and their voices; the prompt of one without either, of `nava score` its `group`. A clip without any
+    is alone."""
+    words, voices = (tuple(row.get(name, ())) for name in ("spans", "voices"))
+    alone = row.get("data_id", row.get("clip"))
+    return (words, voices) if words or voices else row.get("group") or row.get("prompt") or alone
 
 
 def column(rows: Sequence[ScoredRow], scorer: str, part: str = "") -> list[float]:

@@ -22,6 +22,7 @@ from pretrain.statistics import NUM_RESAMPLES, cluster_counts, percentiles, rati
 
 TOO_FEW = "too few"
 Terms = tuple[Sequence[float], Sequence[float]]  # numerator and denominator of every clip; a mean has 1 below
+Clusters = Sequence[Hashable]  # what each clip belongs to
 # [seeds][clips] (numerator, denominator); None = unscored
 SeedTerms = Sequence[Sequence[Sequence[float] | None]]
 
@@ -40,11 +41,13 @@ class Interval:
     clusters: int | None = None
 
     def as_json(self) -> dict[str, float | int | None]:
-        """`{mean, low, high, n}`; NaN, which JSON cannot represent, becomes null."""
+        """`{mean, low, high, n}`, and `clusters` where they are fewer than n; NaN, which JSON cannot
+        represent, becomes null."""
         estimates = {"mean": self.mean, "low": self.low, "high": self.high}
         return {
             **{key: None if math.isnan(value) else round(value, 6) for key, value in estimates.items()},
             "n": self.n,
+            **({"clusters": self.clusters} if self.clusters and self.clusters < self.n else {}),
         }
 
     def classify(self, higher_is_better: bool) -> str:
@@ -77,8 +80,11 @@ class Table:
     def summed(self, clusters: Sequence[Hashable]) -> Table:
         """float64 [seeds, clusters]: the clips of each cluster together, in order of appearance."""
         codes = {name: code for code, name in enumerate(dict.fromkeys(clusters))}
-        member = np.eye(len(codes))[[codes[name] for name in clusters]]  # [clips, clusters]
-        return Table(self.above @ member, self.below @ member)
+        places = [codes[name] for name in clusters]
+        above, below = (np.zeros((len(self.above), len(codes))) for _ in range(2))
+        np.add.at(above, (slice(None), places), self.above)
+        np.add.at(below, (slice(None), places), self.below)
+        return Table(above, below)
 
     @property
     def per_seed(self) -> list[float]:
@@ -189,9 +195,15 @@ def share_of_gain(
     return _closed((base, part, whole), (draws, draws), part.scored)
 
 
-def bootstrap_mean(values: Sequence[float], seed: int = 0, num_resamples: int = NUM_RESAMPLES) -> Interval:
-    """Mean of the values that are not NaN, clips resampled with replacement."""
-    return bootstrap_ratio(values, [1.0] * len(values), seed, num_resamples)
+def bootstrap_mean(
+    values: Sequence[float],
+    seed: int = 0,
+    num_resamples: int = NUM_RESAMPLES,
+    clusters: Clusters | None = None,
+) -> Interval:
+    """Mean of the values that are not NaN, clips resampled with replacement; clusters: of
+    `bootstrap_ratio`."""
+    return bootstrap_ratio(values, [1.0] * len(values), seed, num_resamples, clusters)
 
 
 def bootstrap_ratio(
@@ -199,56 +211,73 @@ def bootstrap_ratio(
     denominators: Sequence[float],
     seed: int = 0,
     num_resamples: int = NUM_RESAMPLES,
-    clusters: Sequence[Hashable] | None = None,
+    clusters: Clusters | None = None,
 ) -> Interval:
     """Sum of numerators over sum of denominators (errors over words), clips resampled as pairs. NaN pairs
     take no part.
 
     clusters: what each clip belongs to, where clips share what makes them hard, such as their words: whole
-    clusters are resampled then. `n` counts clips.
+    clusters are resampled then, and the interval says how many. `n` counts clips.
     """
     (table,), kept = _scored_in_all((numerators, denominators))
     n = int(kept.sum())
     if not n or math.isnan(table.mean):
         return _nothing(n, kept.size - n)
-    drawn = table if clusters is None else table.summed([*compress(clusters, kept)])
+    (drawn,) = _together([table], clusters, kept)
     draws = ClipDraws.make(drawn.below.size, num_resamples, seed)
     return _interval(table.mean, draws.means(drawn), n, kept.size, drawn.deviations)
 
 
 def bootstrap_difference(
-    one: Terms, other: Terms, seed: int = 0, num_resamples: int = NUM_RESAMPLES
+    one: Terms,
+    other: Terms,
+    seed: int = 0,
+    num_resamples: int = NUM_RESAMPLES,
+    clusters: Clusters | None = None,
 ) -> Interval:
     """Ratio of `one` minus ratio of `other` on the same clips, resampled together. A clip that either lacks
-    takes no part."""
+    takes no part. clusters: of `bootstrap_ratio`, of the clips of both."""
     (ours, theirs), kept = _scored_in_all(one, other)
     n = int(kept.sum())
     if not n or math.isnan(ours.mean - theirs.mean):
         return _nothing(n, kept.size - n)
-    draws = ClipDraws.make(n, num_resamples, seed)
-    moved = draws.means(ours) - draws.means(theirs)
-    return _interval(ours.mean - theirs.mean, moved, n, kept.size, ours.deviations - theirs.deviations)
+    drawn, others = _together([ours, theirs], clusters, kept)
+    draws = ClipDraws.make(drawn.below.size, num_resamples, seed)
+    moved = draws.means(drawn) - draws.means(others)
+    return _interval(ours.mean - theirs.mean, moved, n, kept.size, drawn.deviations - others.deviations)
 
 
 def bootstrap_closed(
-    before: Terms, after: Terms, reference: Terms, seed: int = 0, num_resamples: int = NUM_RESAMPLES
+    before: Terms,
+    after: Terms,
+    reference: Terms,
+    seed: int = 0,
+    num_resamples: int = NUM_RESAMPLES,
+    clusters: Clusters | None = None,
+    reference_clusters: Clusters | None = None,
 ) -> Interval:
     """(before - after) / (before - reference) of three ratios: how much of the way to the reference was gone.
 
     Clips of before and after are the same and resampled together, those of the reference by themselves. NaN
     where the gap is not measurable (its own 95 % interval holds 0): a share of nothing has no value, and
-    Fieller's interval of it no end. NaN too of fewer than `FEW` pairs or clips of the reference, of which
-    percentiles do not tell that the gap is one. `n` counts pairs.
+    Fieller's interval of it no end. NaN too of fewer than `FEW` pairs or clips of the reference, or clusters
+    of them, of which percentiles do not tell that the gap is one. `n` counts pairs. clusters: of
+    `bootstrap_ratio`, of the clips of before and after; reference_clusters: of those of the reference.
     """
     (start, end), kept = _scored_in_all(before, after)
     (goal,), kept_goals = _scored_in_all(reference)
     n, goals = int(kept.sum()), int(kept_goals.sum())
     unscored = kept.size - n
-    if min(n, goals) < FEW or math.isnan(start.mean - end.mean - goal.mean):
+    if not n or not goals or math.isnan(start.mean - end.mean - goal.mean):
         return _nothing(n, unscored)
-    sizes = ((n, 0), (goals, 1))
-    draws = [ClipDraws.make(count, num_resamples, (seed, stream)) for count, stream in sizes]
-    return _closed((start, end, goal), (draws[0], draws[1]), n, unscored)
+    start, end = _together([start, end], clusters, kept)
+    (goal,) = _together([goal], reference_clusters, kept_goals)
+    if min(start.below.size, goal.below.size) < FEW:
+        return _nothing(n, unscored)
+    sizes = ((start.below.size, 0), (goal.below.size, 1))
+    draws = [ClipDraws.make(size, num_resamples, (seed, stream)) for size, stream in sizes]
+    found = _closed((start, end, goal), (draws[0], draws[1]), n, unscored)
+    return replace(found, clusters=start.below.size)
 
 
 def _closed(
@@ -275,6 +304,12 @@ def _scored_in_all(*terms: Terms) -> tuple[list[Table], np.ndarray]:
     arrays = [column[None, kept] for column in arrays]
     tables = [Table(above, below) for above, below in zip(arrays[::2], arrays[1::2], strict=True)]
     return tables, kept
+
+
+def _together(tables: Sequence[Table], clusters: Clusters | None, kept: np.ndarray) -> list[Table]:
+    """The tables with a column for each cluster of the clips that were kept."""
+    labels = [] if clusters is None else [*compress(clusters, kept)]
+    return [*tables] if clusters is None else [table.summed(labels) for table in tables]
 
 
 def _of_clips(found: Interval, *tables: Table) -> Interval:

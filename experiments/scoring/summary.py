@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from experiments.scoring.rows import said_by
 from experiments.scoring.score_files import to_scores
 from experiments.scoring.statistics import bootstrap_mean, bootstrap_ratio
 from experiments.scoring.store import StoredRow
@@ -25,33 +26,37 @@ PIPE_WIDTH = 160  # characters, where there is no terminal to ask
 
 
 def summarise(rows: Sequence[StoredRow], left_out: Mapping[str, int] = {}) -> dict[str, Any]:
-    """`{clips, rewards: {name: {mean, low, high, n, eligible, reasons}}, guardrails: {name: mean}, flags:
-    {limit: clips}, unreadable: {reason: clips}, failed: {reward: {clips, first}}, mended: clips, floored:
-    {item: clips}, left_out}`.
+    """`{clips, prompts, rewards: {name: {mean, low, high, n, eligible, reasons}}, guardrails: {name: mean},
+    flags: {limit: clips}, unreadable: {reason: clips}, failed: {reward: {clips, first}}, mended: clips,
+    floored: {item: clips}, left_out}`.
 
-    Means are over scored clips, with a 95 % bootstrap interval; `reward.part` rows follow their reward; a
+    Means are over scored clips, with a 95 % bootstrap interval that draws prompts with all their clips
+    (`group`; a clip without a prompt is alone); `clusters` beside n: of how many prompts they are, where some
+    share one. `reward.part` rows follow their reward; a
     reward with both parts of a ratio of the catalog gets `reward (errors/words)`, the ratio of their sums.
     With totals there is a row `total`. Reasons are counted without the names of files and clips. `left_out`:
     what lies in the folder of the clips beside them.
     """
     columns = {name: _column(rows, name) for name in (rows[0]["scores"] if rows else ())}
     rewards: dict[str, Any] = {}
+    prompts = [said_by(row) for row in rows]
     ratios = ratio_parts()
     for name, scores in columns.items():
         parts = _parts(scores)
-        rewards[name] = described(scores)
-        rewards |= {f"{name}.{part}": described(values) for part, values in parts.items()}
+        rewards[name] = described(scores, prompts)
+        rewards |= {f"{name}.{part}": described(values, prompts) for part, values in parts.items()}
         for above, below in ratios:
             if above in parts and below in parts:
                 sums, counts = ([each.value for each in parts[part]] for part in (above, below))
-                pooled = bootstrap_ratio(sums, counts).as_json()
+                pooled = bootstrap_ratio(sums, counts, clusters=prompts).as_json()
                 rewards[f"{name} ({above}/{below})"] = {**pooled, "eligible": len(scores), "reasons": {}}
     if rows and "total" in rows[0]:
-        rewards["total"] = described([_total(row["total"]) for row in rows])
+        rewards["total"] = described([_total(row["total"]) for row in rows], prompts)
     flagged = Counter(flag.split()[0] for row in rows for flag in row["flags"])
     floored = Counter(item for row in rows for item in row.get("total", {}).get("floored", ()))
     return {
         "clips": len(rows),
+        "prompts": len(set(prompts)),
         "rewards": rewards,
         "guardrails": _guardrails(rows),
         "flags": dict(flagged),
@@ -77,13 +82,13 @@ def num_scored(summary: Mapping[str, Any]) -> int:
     return max((row["n"] for name, row in summary["rewards"].items() if name != "total"), default=0)
 
 
-def described(scores: Sequence[Score], eligible: int | None = None) -> dict[str, Any]:
-    """Mean, interval and coverage of one reward's scores."""
-    interval = bootstrap_mean([score.value for score in scores])
+def described(scores: Sequence[Score], prompts: Sequence[Hashable] | None = None) -> dict[str, Any]:
+    """Mean, interval and coverage of one reward's scores; prompts: of each clip, None = one each."""
+    interval = bootstrap_mean([score.value for score in scores], clusters=prompts)
     reasons = Counter(score.reason for score in scores if score.reason)
     return {
         **interval.as_json(),
-        "eligible": len(scores) if eligible is None else eligible,
+        "eligible": len(scores),
         "reasons": dict(reasons.most_common()),
     }
 
@@ -105,7 +110,8 @@ def show(summary: Mapping[str, Any]) -> None:
             name,
             number(row["mean"]),
             span(row),
-            f"{row['n']} / {row['eligible']}",
+            f"{row['n']} / {row['eligible']}"
+            + (f", of {row['clusters']} prompts" if "clusters" in row else ""),
             escape(unscored) if "." not in name else "",
         )
     print_table(table)
@@ -122,6 +128,10 @@ def print_table(table: Table) -> None:
 
 def _notes(summary: Mapping[str, Any]) -> Iterator[str]:
     """What is said below the table."""
+    if summary["prompts"] == 1 < summary["clips"]:
+        yield "all clips are of one prompt: no intervals, nothing is known about other prompts"
+    elif summary["prompts"] < summary["clips"]:
+        yield f"{summary['clips']} clips of {summary['prompts']} prompts; intervals draw prompts, not clips"
     means = ", ".join(f"{name} {number(value)}" for name, value in summary["guardrails"].items())
     yield f"logged, not rewarded: {means}"
     yield f"clips beyond a limit: {_counted(summary['flags']) or 'none'}"

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from experiments.alignment.inputs import align_run
 from experiments.job import StageJob
 from experiments.layout import Layout
+from experiments.report.before_after import flagged_share
 from experiments.report.evaluate import compare
 from experiments.report.gates import ALIGNMENT, Gate, Reports, check_gates
 from experiments.report.metric_keys import reported_metrics
@@ -34,7 +35,7 @@ from pretrain.generate import generate
 from pretrain.jsonl import scan
 from pretrain.launch.continuing import verdict_of
 from rewards.catalog import open_rewards
-from rewards.guardrails import GuardrailLimits
+from rewards.guardrails import BOUNDS, GuardrailLimits
 from rewards.options import fill
 
 COLUMNS = 3
@@ -179,7 +180,8 @@ def _rows(job: StageJob, model: Path, folder: Path) -> Sequence[ScoredRow]:
 
 
 def mean_rows(runs: Sequence[Sequence[ScoredRow]]) -> list[ScoredRow]:
-    """A row per prompt; a value missing for some seed is the mean of the others.
+    """A row per prompt; a value missing for some seed is the mean of the others. `flagged_shares`: share of
+    the seeds whose clip is beyond a limit, by guardrail; "" = of any.
 
     Raises ValueError for different prompts.
     """
@@ -200,7 +202,12 @@ def _mean(rows: Sequence[ScoredRow]) -> ScoredRow:
         "parts": parts,
         "guardrails": _means([row.get("guardrails", {}) for row in rows]),
         "flags": [flag for row in rows for flag in row.get("flags", ())],
+        "flagged_shares": {name: _flagged_share(rows, name) for name in ("", *BOUNDS)},
     }
+
+
+def _flagged_share(rows: Sequence[ScoredRow], name: str) -> float:
+    return sum(flagged_share(row, name) for row in rows) / len(rows)
 
 
 def _means(values: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:

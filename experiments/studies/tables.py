@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from experiments.scoring.statistics import (
+    Clusters,
     Draws,
     DrawsOf,
+    Interval,
     Table,
     difference_over_seeds,
     mean_over_seeds,
@@ -23,18 +25,20 @@ Tables = Mapping[str, Table]  # by metric
 
 @dataclass(frozen=True)
 class Comparison:
-    """How arms are compared: bootstrap draws, their number, and each metric's direction."""
+    """How arms are compared: bootstrap draws, their number, and each metric's direction. `said`: what each
+    prompt asks for, where prompts of the same words and voices are drawn together; n counts clips."""
 
     draws: DrawsOf
     resamples: int
     higher_is_better: Mapping[str, bool]
     over_both: bool = False  # differences use only clips that both arms could score
+    said: Clusters | None = None
 
     def means(self, tables: Tables) -> dict[str, Any]:
         """Mean over seeds with its interval, and each seed's own."""
         return {
             name: {
-                **mean_over_seeds(table, self._draws(table)).as_json(),
+                **self._mean(table).as_json(),
                 "seeds": [None if value != value else round(value, 6) for value in table.per_seed],
             }
             for name, table in tables.items()
@@ -45,7 +49,8 @@ class Comparison:
         found = {}
         for name in ours:
             one, other = paired(ours[name], theirs[name]) if self.over_both else (ours[name], theirs[name])
-            interval = difference_over_seeds(one, other, self._draws(one))
+            n, (one, other) = one.scored, [self._together(table) for table in (one, other)]
+            interval = replace(difference_over_seeds(one, other, self._draws(one)), n=n)
             found[name] = {**interval.as_json(), "verdict": interval.classify(self.higher_is_better[name])}
         return found
 
@@ -53,10 +58,18 @@ class Comparison:
         """Share of the gain of `whole` over `base` that `part` has, by metric."""
         found = {}
         for name in part:
-            some, all_of_it, none = paired(part[name], whole[name], base[name])
-            up, draws = self.higher_is_better[name], self._draws(some)
-            found[name] = share_of_gain(some, all_of_it, none, up, draws).as_json()
+            tables = paired(part[name], whole[name], base[name])
+            n, drawn = tables[0].scored, [self._together(table) for table in tables]
+            up, draws = self.higher_is_better[name], self._draws(drawn[0])
+            found[name] = replace(share_of_gain(*drawn, up, draws), n=n).as_json()
         return found
+
+    def _mean(self, table: Table) -> Interval:
+        drawn = self._together(table)
+        return replace(mean_over_seeds(drawn, self._draws(drawn)), n=table.scored)
+
+    def _together(self, table: Table) -> Table:
+        return table if self.said is None else table.summed(self.said)
 
     def _draws(self, table: Table) -> Draws:
         seeds, clips = table.above.shape

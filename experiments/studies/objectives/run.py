@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from experiments.alignment.inputs import BASE, PROMPTS
 from experiments.layout import Layout
 from experiments.runs.provenance import md5_of
-from experiments.scoring.statistics import Draws
+from experiments.scoring.statistics import Clusters, Draws
 from experiments.studies.harness import Run, Study, require, run_each
 from experiments.studies.objectives.arms import Arm, budget, plan_arms
 from experiments.studies.objectives.config import BASELINE, CHOSEN, NFT, NO_TIES, RANDOM, TIES
@@ -19,6 +19,7 @@ from experiments.studies.objectives.material import Material, Sections
 from experiments.studies.objectives.one_arm import Aligner
 from experiments.studies.objectives.totals import higher_is_better, target_of, units_of, with_totals
 from experiments.studies.plot import errorbars, save
+from experiments.studies.said import said_by_prompts
 from experiments.studies.scores import Scoring, added_metrics
 from experiments.studies.tables import Comparison, check_prompts, tables_of, unscored
 from pretrain.data.corpus.texts import ALIGN_HELD_OUT
@@ -64,13 +65,15 @@ def study_objectives(sections: Sections, layout: Layout, ranks: int, root: Path 
     with study.alone(), study.tracked():
         run_each(study.name, list(runs.values()), lambda run: aligner.run(run, by_label[run.label]), hint)
         results = {label: run.read() for label, run in runs.items()}
+        asked = results[BASELINE]["scores"]["data_ids"]
+        said = said_by_prompts(layout.prompts / f"{ALIGN_HELD_OUT}.jsonl", asked)
         found = {
             "ranks": ranks,
             "budget_clips": budget(config, sections.align),
             "stored": dict(zip(("prompts", "clips_per_prompt"), material.stored, strict=True)),
             "training_prompts": len(material.rows),
             "third": config.curation.budget(len(material.rows)),
-            **tabulate(sections, arms, results),
+            **tabulate(sections, arms, results, said),
             "runs": {label: _seconds(run, results[label]) for label, run in runs.items()},
         }
         return study.publish(found, draw)
@@ -118,12 +121,15 @@ def _seconds(run: Run, result: Mapping[str, Any]) -> dict[str, Any]:
     return {"folder": run.folder.name, "seconds": round(seconds, 1)}
 
 
-def tabulate(sections: Sections, arms: Sequence[Arm], results: ArmResults) -> dict[str, Any]:
+def tabulate(
+    sections: Sections, arms: Sequence[Arm], results: ArmResults, said: Clusters | None = None
+) -> dict[str, Any]:
     """`{arms: {arm: {metrics, differences, target, cost, unscored, flagged}}, metrics, ties, curation,
     clips}`.
 
-    differences: the arm minus the pretrained model, over the clips that both could score. Raises ValueError
-    where arms answered different prompts.
+    differences: the arm minus the pretrained model, over the clips that both could score. flagged: clips
+    beyond a guardrail, mean of the seeds. said: what each prompt asks for, which is what is drawn. Raises
+    ValueError where arms answered different prompts.
     """
     features = sections.votes.panel.features
     base = results[BASELINE]["scores"]
@@ -137,7 +143,7 @@ def tabulate(sections: Sections, arms: Sequence[Arm], results: ArmResults) -> di
         for name, runs in ours.items()
     }
     better = {name: higher_is_better(name, features) for name in tables[BASELINE]}
-    comparison = Comparison(Draws.crossed, sections.objectives.resamples, better, over_both=True)
+    comparison = Comparison(Draws.crossed, sections.objectives.resamples, better, over_both=True, said=said)
     entries = {}
     for name, runs in ours.items():
         aligned = name != BASELINE
@@ -148,7 +154,7 @@ def tabulate(sections: Sections, arms: Sequence[Arm], results: ArmResults) -> di
             "target": _target(target_of(name), units, differences) if aligned else {},
             "cost": _cost(runs),
             "unscored": unscored(result["scores"] for result in runs),
-            "flagged": sum(result["scores"]["flagged"] for result in runs),
+            "flagged": round(sum(result["scores"]["flagged"] for result in runs) / len(runs), 6),
         }
     metrics = metrics_of(sections)
     rewarded = {*sections.align.rubric.routes(), *(n for n, m in metrics.items() if m.role == "reward")}
@@ -157,7 +163,11 @@ def tabulate(sections: Sections, arms: Sequence[Arm], results: ArmResults) -> di
         "metrics": {
             name: {"higher_is_better": up, "rewarded": name in rewarded} for name, up in better.items()
         },
-        "clips": {"prompts": len(base["data_ids"]), "seeds": sections.objectives.seeds},
+        "clips": {
+            "prompts": len(base["data_ids"]),
+            "distinct": len(set(said or base["data_ids"])),
+            "seeds": sections.objectives.seeds,
+        },
     }
     if TIES in tables and NO_TIES in tables:
         found["ties"] = comparison.differences(tables[TIES], tables[NO_TIES])

@@ -13,14 +13,16 @@ from matplotlib.figure import Figure
 from experiments.layout import Layout
 from experiments.runs.provenance import md5_of
 from experiments.scoring.sets import ScoreConfig
-from experiments.scoring.statistics import Draws
+from experiments.scoring.statistics import Clusters, Draws, SeedTerms, Table
+from experiments.studies.claims.verdict import over_trainings
 from experiments.studies.harness import Run, Study, mark_of, require
 from experiments.studies.paradigms.config import FLOPS, PARADIGMS, REFERENCE, STEPS, StudyConfig
 from experiments.studies.paradigms.plan import StudyPlan, Training, plan_study
 from experiments.studies.paradigms.training import StudyTrainer
 from experiments.studies.plot import errorbars, save
+from experiments.studies.said import said_by_prompts
 from experiments.studies.scores import Scoring, added_metrics, voices_of
-from experiments.studies.tables import Comparison, Tables, check_prompts, tables_of, unscored
+from experiments.studies.tables import Comparison, Tables, check_prompts, unscored
 from experiments.studies.workers import core_shares, run_all
 from pretrain.config import to_json
 from pretrain.files import read_json
@@ -34,6 +36,7 @@ TRAINED_SHARE = 0.85  # of a training's work; the rest is generating and scoring
 SYNC = ("sync_mini", "sync_c_mini", "sync_d_mini")  # measured with the judge's network, if there is one
 METRICS = ("lip_loudness_correlation", "wer_pocketsphinx", "sim_resemblyzer", "voice_accuracy_resemblyzer")
 VALIDATION = ("validation/video", "validation/audio")
+ONE_SEED = "one seed"
 COLOURS = {"nava": "#1b6ca8", "dual_tower": "#c8553d", "unified": "#4f7942"}
 TrainingResults = Mapping[str, Mapping[str, Any]]  # label of a training -> its result
 
@@ -77,10 +80,12 @@ def study_paradigms(recipe: StudyRecipe, layout: Layout, judge: Path, root: Path
             core_shares(config.parallel_runs),
         )
         results = {run.label: run.read() for run in runs}
+        asked = results[runs[0].label]["scores"][config.score_after[-1]]["data_ids"]
+        said = said_by_prompts(layout.prompts / f"{config.prompts}.jsonl", asked)
         found = {
             "judge": inputs["judge"],
             "facts": plan.facts(),
-            **tabulate(config, plan, results),
+            **tabulate(config, plan, results, said),
             "trainings": {
                 run.label: {"folder": run.folder.name, "seconds": results[run.label]["seconds"]}
                 for run in runs
@@ -140,36 +145,42 @@ def _check_stages(config: StudyConfig, recipe: PretrainConfig) -> None:
         )
 
 
-def tabulate(config: StudyConfig, plan: StudyPlan, results: TrainingResults) -> dict[str, Any]:
+def tabulate(
+    config: StudyConfig, plan: StudyPlan, results: TrainingResults, said: Clusters | None = None
+) -> dict[str, Any]:
     """`{budgets: {budget: {paradigm: {steps, flops, metrics, differences, curve}}}, metrics, clips,
     unscored}` with the list of paradigms whose runs served twice.
 
     metrics: mean over seeds, interval and the seeds' own values; differences: the paradigm's minus NAVA's,
-    where they were trained on the same seeds; curve: after which stage (steps and FLOPs so far) the metrics
-    and validation losses were what. Raises ValueError where seeds were scored on different prompts.
+    where they were trained on the same seeds (`over_trainings`, n counts seeds); curve: after which stage
+    (steps and FLOPs so far) the metrics and validation losses were what. said: what each prompt asks for;
+    prompts of the same are drawn together. Raises ValueError where seeds were scored on different prompts.
     """
-    tables = {
-        (budget, name, stage): _tables(plan, results, budget, name, stage)
+    terms = {
+        (budget, name, stage): _terms(plan, results, budget, name, stage)
         for budget in BUDGETS
         for name in PARADIGMS
         for stage in config.score_after
     }
+    tables = {
+        key: {name: Table.of(of_seeds) for name, of_seeds in found.items()} for key, found in terms.items()
+    }
     last = config.score_after[-1]
     reference = tables[STEPS, REFERENCE, last]
     better = {name: not metric(name).lower_is_better for name in reference}
-    comparison = Comparison(Draws.nested, config.resamples, better)
+    comparison = Comparison(Draws.crossed, config.resamples, better, said=said)
     budgets: dict[str, dict[str, Any]] = {budget: {} for budget in BUDGETS}
     for budget in BUDGETS:
         for name in PARADIGMS:
-            ours, theirs = tables[budget, name, last], tables[budget, REFERENCE, last]
+            ours, theirs = terms[budget, name, last], terms[budget, REFERENCE, last]
             by_stage = {stage: tables[budget, name, stage] for stage in config.score_after}
             budgets[budget][name] = {
                 "steps": dict(plan.steps[budget][name]),
                 "flops": dict(plan.flops[budget][name]),
                 "flops_total": sum(plan.flops[budget][name].values()),
                 "served_by": STEPS if budget == FLOPS and name in plan.served else budget,
-                "metrics": comparison.means(ours),
-                "differences": comparison.differences(ours, theirs) if name != REFERENCE else {},
+                "metrics": comparison.means(tables[budget, name, last]),
+                "differences": _differences(ours, theirs, comparison) if name != REFERENCE else {},
                 "curve": _curve(comparison, plan, results, budget, name, by_stage),
             }
     seeds, clips = next(iter(reference.values())).above.shape
@@ -177,15 +188,30 @@ def tabulate(config: StudyConfig, plan: StudyPlan, results: TrainingResults) -> 
         "budgets": budgets,
         "metrics": {name: {"higher_is_better": up} for name, up in better.items()},
         "equal_steps_serve_equal_flops": list(plan.served),
-        "clips": {"seeds": seeds, "prompts": clips},
+        "clips": {"seeds": seeds, "prompts": clips, "distinct": len(set(said or range(clips)))},
         "unscored": unscored(result["scores"][last] for result in results.values()),
     }
 
 
-def _tables(plan: StudyPlan, results: TrainingResults, budget: str, paradigm: str, stage: str) -> Tables:
+def _terms(
+    plan: StudyPlan, results: TrainingResults, budget: str, paradigm: str, stage: str
+) -> dict[str, SeedTerms]:
+    """By metric."""
     scores = [results[training.label]["scores"][stage] for training in plan.of(paradigm, budget)]
     check_prompts(scores, f"{paradigm} {budget}: seeds")
-    return tables_of([one["metrics"] for one in scores])
+    return {name: [one["metrics"][name] for one in scores] for name in scores[0]["metrics"]}
+
+
+def _differences(
+    ours: Mapping[str, SeedTerms], theirs: Mapping[str, SeedTerms], comparison: Comparison
+) -> dict[str, Any]:
+    """Ours minus theirs by metric, each with its classification; of one training there is none."""
+    found = {}
+    for name, up in comparison.higher_is_better.items():
+        interval = over_trainings(ours[name], theirs[name], comparison.resamples, comparison.said)
+        verdict = ONE_SEED if interval.n == 1 else interval.classify(up)
+        found[name] = {**interval.as_json(), "verdict": verdict}
+    return found
 
 
 def _curve(
