@@ -9,7 +9,13 @@ import pytest
 from video_model import shared_model
 
 from orchestration.generation_service.fields import read_fields
-from orchestration.generation_service.making import BatchMaking, BatchWatch, MakeTask, ServedModel
+from orchestration.generation_service.making import (
+    BatchMaking,
+    BatchWatch,
+    MakeTask,
+    ModelReplaced,
+    ServedModel,
+)
 from orchestration.generation_service.offer import REFERENCE_FILE, Offer
 from pretrain.flow.guidance import GuidanceScales
 from pretrain.generate import generate
@@ -131,3 +137,15 @@ def test_voices_of_one_batch_are_forgotten(made, making, tmp_path):
     making.make([asked])
     assert all(not maker.voices for maker in making._makers.values())
     assert dataclasses.asdict(CONFIG)["batch_size"] == 4
+
+
+def test_a_model_that_was_replaced_in_its_folder_makes_nothing(made, making):
+    served = dataclasses.replace(making.served, checkpoint_id="that of the start")
+    with pytest.raises(ValueError, match="the service started with that of the start") as told:
+        BatchMaking(served).load()
+    assert "\n" not in str(told.value)
+    other = BatchMaking(dataclasses.replace(making.served, adapter_ids={"look": "another"}))
+    with pytest.raises(ModelReplaced, match="another"):
+        other._maker({"look": 1.0})
+    with pytest.raises(ValueError, match="adapter 'gone' is not served"):
+        making._maker({"gone": 1.0})
