@@ -158,3 +158,32 @@ def test_a_difference_names_what_differs():
     assert difference(REQUEST, {**REQUEST, "settings": {"sampler": {"steps": 3}}}) == (
         "generate.sampler.steps 2, asked for is 3"
     )
+
+
+def test_a_folder_of_a_version_that_kept_no_decoder_goes_on_and_says_so(tmp_path):
+    asked = {**REQUEST, "decoder": "d1"}
+    begun(tmp_path / "clips", "a")
+    folder = ClipFolder.of(tmp_path / "clips", asked, NAMES)
+    assert (folder.state, folder.not_kept, list(folder.done())) == ("unfinished", "decoder_id", ["a"])
+    folder.begin(1)
+    fill(folder, "b", "c")
+    folder.finish()
+    kept = json.loads((tmp_path / "clips" / MARKER).read_text())["made_with"]
+    assert kept == REQUEST  # what made `a` is not known, and is not said
+    again = ClipFolder.of(tmp_path / "clips", asked, NAMES)
+    assert (again.state, again.not_kept) == ("finished", "decoder_id")
+    folder = ClipFolder.of(tmp_path / "clips", {**asked, "model": "2222"}, NAMES)
+    assert folder.why == "made with another model (1111, asked for is 2222)"
+
+
+def test_another_decoder_makes_other_clips_but_the_same_latents(tmp_path):
+    begun(tmp_path / "latents", decoder="d1")
+    folder = ClipFolder.of(tmp_path / "latents", {**REQUEST, "decoder": "d2"}, NAMES)
+    folder.begin(1)
+    assert folder.is_ours and folder.request["decoder"] == "d2"
+    assert not (tmp_path / TRASH).exists()
+    begun(tmp_path / "clips", "a", decoder="d1")
+    with pytest.raises(ValueError, match=r"another decoder .* \(d1, asked for is d2\)"):
+        ClipFolder.of(tmp_path / "clips", {**REQUEST, "decoder": "d2"}, NAMES)
+    begun(tmp_path / "done", *NAMES, decoder="d1").finish()
+    assert ClipFolder.of(tmp_path / "done", {**REQUEST, "decoder": "d2"}, NAMES).state == "replaced"

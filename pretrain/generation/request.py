@@ -22,10 +22,14 @@ _SAID = {
     "weights": "other weights of the model",
     "adapters": "other adapters",
     "codec": "another codec",
+    "decoder": "another decoder of the codec (its weights, vocoder, iterations, precision or tiles)",
     "prompts": "other prompts",
     "chosen": "another choice among candidates",
     "parallel": "another number of ranks that share a clip",
 }
+
+
+_LATER = {"decoder": "decoder_id"}  # entries that earlier versions did not write, by what they are called
 
 
 def made_with(
@@ -41,11 +45,13 @@ def made_with(
     marks: of the change of the model; context: ranks that hold the tokens of one clip together.
     """
     settings = {name: value for name, value in to_json(config).items() if name not in _NEUTRAL}
+    decoder = {"decoder": codecs.decoder_id} if codecs.decoder_id else {}
     return {
         "model": described.facts["checkpoint_id"],
         "weights": config.weights,
         "adapters": marks.get("adapters", ""),
         "codec": codecs.codec_id,
+        **decoder,
         "prompts": {"clips": len(jobs), "sha256": digest_of_jobs(jobs)},
         "settings": {**settings, "device": device_of(config).type},
         "parallel": {"context": context},
@@ -82,11 +88,26 @@ def request_id(request: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:32]
 
 
+def same_as(there: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    """Whether a folder's request is the one asked for, as far as the version that wrote it has kept."""
+    return there == {name: value for name, value in asked.items() if name in there or name not in _LATER}
+
+
+def not_kept(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """What an earlier version did not keep of its request, "" where it kept all."""
+    return ", ".join(said for name, said in _LATER.items() if name in asked and name not in there)
+
+
+def is_other_decoder(there: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    """They differ in what decodes alone, so that the latents are the same."""
+    return same_as({**there, "decoder": asked.get("decoder", "")}, asked)
+
+
 def difference(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     """The first difference of two requests in words, such as "another model (1f2e, asked for is 9a8b)"."""
     for name in (*_SAID, "settings"):
         found, wanted = there.get(name), asked.get(name)
-        if found == wanted:
+        if found == wanted or (name in _LATER and name not in there):
             continue
         if name != "settings":
             return f"{_SAID[name]} ({_short(found)}, asked for is {_short(wanted)})"
