@@ -28,7 +28,7 @@ from finetune.lora import (
     peft_config,
     target_names,
 )
-from pretrain.config import override
+from pretrain.config import exact, override
 from pretrain.files import read_json, replacing, save_tensors, sha256_of, write_json
 from pretrain.model.checkpoint import (
     ModelFolder,
@@ -266,7 +266,7 @@ def apply_adapters(
                 f"{one.folder / SIDECAR}: adapter of the base's {adapter.base_weights} weights, these are "
                 f"its {weights} weights; set generate.weights={adapter.base_weights}"
             )
-        marks.append(f"{adapter.adapter_id}={one.scale:g}")
+        marks.append(f"{adapter.adapter_id}={exact(one.scale)}")
         layers = sorted({name.rpartition(".lora_")[0] for name in tensors}) if one.scale else []
         for layer in layers:
             update = one.scale * adapter.config.scaling * _product(tensors, layer)
@@ -292,7 +292,9 @@ class MergedAdapters:
 
     def marks(self) -> dict[str, str]:
         """As of `apply_adapters`, which reads the same, without a model. Raises as `check_adapter`."""
-        found = [f"{check_adapter(one.folder, self.base).adapter_id}={one.scale:g}" for one in self.adapters]
+        found = [
+            f"{check_adapter(one.folder, self.base).adapter_id}={exact(one.scale)}" for one in self.adapters
+        ]
         return {"adapters": " ".join(found)} if found else {}
 
     def __call__(self, model: AVTransformer, described: ModelFolder) -> None:

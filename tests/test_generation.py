@@ -25,6 +25,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
+from pretrain.clip_files import COMMENT
 from pretrain.codecs.load import load_codecs
 from pretrain.files import write_json
 from pretrain.flow.guidance import NO_GUIDANCE, GuidanceScales
@@ -36,6 +37,7 @@ from pretrain.generation.maker import ClipMaker
 from pretrain.generation.order import ClipDone, ClipOrder, one_process
 from pretrain.generation.request import request_id
 from pretrain.media.read import read_media, read_metadata
+from pretrain.media.wav_marks import marks_of_wav
 from pretrain.media.write import write_wav
 from pretrain.model.flops import ClipShape, forward_flops
 from pretrain.owned import MARKER
@@ -237,7 +239,12 @@ def test_clips_of_another_decoder_of_the_same_codec_are_others(world, tmp_path, 
     make(world, prompts, tmp_path / "out", ONE_STEP)
     marker, decoder_id = tmp_path / "out" / MARKER, load_codecs(world / "codec").decoder_id
     assert json.loads(marker.read_text())["made_with"]["decoder"] == decoder_id
-    assert read_metadata(tmp_path / "out" / "r0.mp4")["decoder_id"] == decoder_id
+    marks, row = marks_of_wav(tmp_path / "out" / "r0.wav"), index_of(tmp_path / "out")[0]
+    assert (marks["decoder_id"], marks["seed"], marks["data_id"]) == (decoder_id, "0", "r0") and row[
+        "seed"
+    ] == 0
+    assert read_metadata(tmp_path / "out" / "r0.mp4").items() >= marks.items() >= {"comment": COMMENT}.items()
+    assert read_media(tmp_path / "out" / "r0.wav", want_video=False).waveform is not None
     earlier = json.loads(marker.read_text())
     del earlier["made_with"]["decoder"]
     write_json(marker, {**earlier, "id": request_id(earlier["made_with"])})

@@ -85,7 +85,7 @@ def test_what_ray_kills_for_memory_is_lost_and_replaced(monkeypatch, error):
         return future
 
     monkeypatch.setattr(ray, "get", get)
-    workers = iter("abcdef")
+    workers = iter("abcdefghijkl")
     hands = Hands(lambda: next(workers), lambda _, task: task, lambda some: some[:1], _result, ended.append)
     hands.workers = [hands.hire(), hands.hire()]
     hands.prove(lambda worker: worker)

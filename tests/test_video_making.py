@@ -21,6 +21,7 @@ from pretrain.flow.guidance import GuidanceScales
 from pretrain.generate import generate
 from pretrain.generation.config import GenerateConfig
 from pretrain.media.read import read_media, read_metadata
+from pretrain.media.wav_marks import marks_of_wav
 from pretrain.media.write import write_wav
 from pretrain.sampling import SamplerConfig
 
@@ -74,6 +75,8 @@ def test_the_clips_are_those_of_nava_generate(made, making, tmp_path):
     assert np.abs(frames_of(batch.clips[1].files["video"]) - frames_of(theirs)).mean() > 1.0
     tags = read_metadata(ours)
     assert tags["seed"] == "7" and tags["data_id"] == "a" and "generated" in tags["comment"]
+    marks = marks_of_wav(batch.clips[0].files["audio"])
+    assert marks["checkpoint_id"] == tags["checkpoint_id"] and marks["seed"] == "7" and len(marks) >= 6
     assert making.progress() == pytest.approx(0.5)  # the last of two steps was begun
 
 

@@ -210,14 +210,16 @@ def _reason_against(maker: Any, job: ClipJob, inputs: Path) -> str:
 
 
 def _written(clip: Any, stem: Path, maker: Any) -> dict[str, Path]:
+    from pretrain.media.wav_marks import mark_wav
     from pretrain.media.write import write_mp4, write_wav
 
     rate, files = maker.codecs.audio.sample_rate_hz, {}
+    marks = {**maker.marks, "data_id": clip.job.row.data_id, "seed": str(clip.job.seed)}
     if clip.frames is not None:
         files["video"] = stem.with_suffix(".mp4")
-        marks = {**maker.marks, "data_id": clip.job.row.data_id, "seed": str(clip.job.seed)}
         write_mp4(files["video"], clip.frames, maker.config.fps, clip.sound, rate, marks)
     if clip.sound is not None:
         files["audio"] = stem.with_suffix(".wav")
         write_wav(files["audio"], clip.sound, rate)
+        mark_wav(files["audio"], marks)
     return files

@@ -166,6 +166,11 @@ class Offer:
             )
         if len(request.prompt) > self.limits.prompt_chars:
             raise Refusal(422, f"prompt: more than {self.limits.prompt_chars} characters; make it shorter")
+        for name in ("solver", "fit", "task", "data_id"):
+            if getattr(request, name) == "":
+                raise Refusal(422, f"{name}: empty; give one, or leave it out")
+        if request.negative_prompt == "" and self.config.negative_prompt:
+            raise Refusal(422, "negative_prompt: empty, and this service has one for all; give another one")
         wanted = Wanted(
             row=self._row(request, first_frame, voices),
             steps=self._steps(request),
