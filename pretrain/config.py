@@ -36,7 +36,6 @@ __all__ = [
     "SHARE",
     "Bounds",
     "check_bounds",
-    "exact",
     "from_json",
     "nearest",
     "one_line",
@@ -45,9 +44,3 @@ __all__ = [
     "read_yaml",
     "to_json",
 ]
-
-
-def exact(value: float) -> str:
-    """A number as short as it can be while it reads back as itself, such as 1, 0.8 and 0.12345671."""
-    short = f"{value:g}"
-    return short if float(short) == value else repr(float(value))

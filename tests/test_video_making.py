@@ -152,3 +152,10 @@ def test_a_model_that_was_replaced_in_its_folder_makes_nothing(made, making):
         other._maker({"look": 1.0})
     with pytest.raises(ValueError, match="adapter 'gone' is not served"):
         making._maker({"gone": 1.0})
+
+
+def test_scales_of_adapters_are_marked_whole():
+    from finetune.adapters import _exact
+
+    given = (1.0, 0.8, -2.0, 0.12345671, 0.12345674, 1e-05)
+    assert [_exact(scale) for scale in given] == ["1", "0.8", "-2", "0.12345671", "0.12345674", "1e-05"]

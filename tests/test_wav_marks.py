@@ -5,7 +5,6 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pretrain.config import exact
 from pretrain.media.read import read_media
 from pretrain.media.wav_marks import mark_wav, marks_of_wav
 from pretrain.media.write import write_wav
@@ -35,17 +34,3 @@ def test_a_marked_wav_is_read_like_any(tmp_path):
     mark_wav(path, {"comment": "generated", "seed": "5"})
     sound = read_media(path, want_video=False).waveform
     assert sound is not None and sound.shape[-1] == 1600 and np.allclose(sound, 0.25, atol=1e-4)
-
-
-@given(st.floats(allow_nan=False))
-def test_a_number_reads_back_as_itself(value):
-    assert float(exact(value)) == value
-
-
-def test_numbers_that_differ_are_marked_differently():
-    assert [exact(value) for value in (1.0, 0.8, 0.12345671, 0.12345674)] == [
-        "1",
-        "0.8",
-        "0.12345671",
-        "0.12345674",
-    ]

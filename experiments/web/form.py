@@ -14,7 +14,6 @@ from experiments.web.services import ModelSide, PageServices
 from orchestration.generation_service.fields import FIRST_FRAME, read_fields, references_of
 from orchestration.generation_service.offer import Offer
 from orchestration.service.limits import Refusal
-from pretrain.config import exact
 from pretrain.prompt.rows import MAX_SEED
 
 MOST_SEEDS = 8
@@ -61,7 +60,7 @@ class PageForm:
             "guidance": dict(self.guidance),
             "task": self.task,
             "fit": self.fit,
-            "adapters": [f"{name}={exact(scale)}" for name, scale in side.adapters.items()],
+            "adapters": [f"{name}={scale!r}" for name, scale in side.adapters.items()],
         }
         return {name: value for name, value in given.items() if value not in (None, "", {}, [])}
 

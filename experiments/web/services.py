@@ -13,7 +13,7 @@ from typing import Any
 from experiments.generation_client import GenerationServer
 from orchestration.generation_service.limits import JobLimits
 from orchestration.generation_service.offer import Offer
-from pretrain.config import exact, one_line
+from pretrain.config import one_line
 from pretrain.flow.guidance import GuidanceScales
 from pretrain.generation.config import GenerateConfig
 from pretrain.prompt.names import name_problem
@@ -49,7 +49,10 @@ class ModelSide:
 
 def label_of(service: str, model: str, adapters: Mapping[str, float]) -> str:
     """SERVICE.MODEL+ADAPTER@SCALE, without what is not there and without a scale of 1."""
-    added = [f"+{name}" + (f"@{exact(scale)}" if scale != 1.0 else "") for name, scale in adapters.items()]
+    added = [
+        f"+{name}" + (f"@{scale!r}".removesuffix(".0") if scale != 1.0 else "")
+        for name, scale in adapters.items()
+    ]
     return f"{service}{'.' if service else ''}{model}{''.join(added)}"
 
 
