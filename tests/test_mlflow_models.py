@@ -27,6 +27,7 @@ from experiments.runs.model_names import (
     model_tags,
     registered_name,
 )
+from experiments.runs.spool import SpooledRun
 
 NAME = "nava-mini"
 
@@ -246,12 +247,49 @@ def test_a_run_names_the_models_it_reads(store):
 
 
 def test_a_spool_of_an_earlier_version_can_be_sent(store):
-    model_folder_of(Path("m"), b"one")
+    checkpoint = model_folder_of(Path("m"), b"one")
     tracker = started(inputs={"out/x": "0" * 32})
-    tracker._append("model", path=str(Path("m").resolve()), name="mini", tags={"nava.checkpoint_id": "a"})
+    tags = {"nava.checkpoint_id": checkpoint}
+    tracker._append("model", path=str(Path("m").resolve()), name="mini", tags=tags)
     tracker.finish("FINISHED")
     assert send() == 0
     assert len(logged_models(store)) == 1 and store.search_registered_models() == []
+
+
+def test_a_model_that_was_replaced_before_it_was_sent_is_no_version(store, monkeypatch, capsys):
+    from mlflow import MlflowClient
+
+    monkeypatch.setattr("os.link", lambda *_, **__: (_ for _ in ()).throw(OSError(18, "cross-device link")))
+    real, before = MlflowClient.log_model_artifacts, model_folder_of(Path("m"), b"one")
+    first, page = started(), Path("page.png")
+    first.log_model(Path("m"), "mini-stage3", model_tags(Path("m")), NAME, "pretrained")
+    first.move_alias(NAME, "best", before)
+    for content in (b"of the first", b"of the second"):
+        page.write_bytes(content)
+        first.log_artifact(str(page), "pictures")
+        first.log_artifact(str(page))
+    first.finish("FINISHED")
+
+    def replaced(self, model_id, local_dir):
+        model_folder_of(Path("m"), b"two")
+        real(self, model_id, local_dir)
+
+    monkeypatch.setattr(MlflowClient, "log_model_artifacts", replaced)  # while it is stored
+    assert send() == 2 and "is not stored whole yet" in SpooledRun(first.folder).sent().problem
+    assert [str(model.status) for model in logged_models(store)] == ["PENDING"]
+    monkeypatch.setattr(MlflowClient, "log_model_artifacts", real)
+    after = train("m", b"two")
+    assert send() == 0
+    assert list(versions(store).values()) == [after] and aliases(store) == {"pretrained": after}
+    tags = run_of(store, first).data.tags
+    said = f"not stored: checkpoint {after} in place of checkpoint {before}"
+    assert tags["nava.changed_model.mini-stage3"] == said and said in capsys.readouterr().out
+    assert "no version of nava-mini" in tags["nava.alias.best"]
+    # of files that a run logs again the newest is stored
+    assert not [tag for tag in tags if tag.startswith("nava.changed_artifact")]
+    assert {str(model.status) for model in logged_models(store)} == {"FAILED", "READY"}
+    stored = store.download_artifacts(run_of(store, first).info.run_id, "page.png")
+    assert Path(stored).read_bytes() == b"of the second"
 
 
 def test_an_adapter_is_not_taken_for_the_model_it_was_merged_into(tmp_path):

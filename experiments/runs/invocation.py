@@ -178,7 +178,8 @@ def add_curves(child: SpoolTracker, parent: SpoolTracker, below: str, steps_befo
 
     below: first part of their names there, as in `pretrain/loss_video`.
     """
-    for _, event in SpooledRun(child.folder).events() if child.folder.is_dir() else ():
+    run = SpooledRun(child.folder)
+    for _, event in run.events() if run.exists() else ():
         if event["kind"] == "metrics":
             names = {
                 name: value

@@ -37,6 +37,7 @@ ANNOUNCED = "nava.announced"
 STARTED = "nava.started"  # set when all of a start has arrived: tags, params, inputs
 # what MLflow did not take as it was: name in MLflow -> original name, or -> why
 MAPPED, DROPPED, TRUNCATED, CHANGED = "nava.mapped.", "nava.dropped.", "nava.truncated.", "nava.changed."
+CHANGED_ARTIFACT = "nava.changed_artifact."
 MAX_METRICS = 1000
 MAX_PARAMS = 100
 _Entry = TypeVar("_Entry")
@@ -275,13 +276,24 @@ class MlflowStore:
         self.client.set_tag(run_id, taken_name(tag), taken_text(text, MAX_TAG))
 
     def artifact(self, run_id: str, event: Mapping[str, Any]) -> None:
-        path = Path(event["path"])
-        if path.is_dir():
-            self.client.log_artifacts(run_id, str(path), event["folder"] or path.name)
-        elif path.is_file():
-            self.client.log_artifact(run_id, str(path), event["folder"] or None)
-        else:
+        """Store a file or folder. What is gone, or is not what was logged, is not stored; a tag says so."""
+        path, content = Path(event["path"]), Path(event.get("content") or event["path"])
+        tag = CHANGED_ARTIFACT + "/".join(filter(None, (event["folder"], path.name)))
+        if not content.exists():
             self._tags(run_id, {f"nava.missing_artifact.{path.name}": str(path)})
+        elif event.get("changed"):
+            self._note(run_id, tag, f"not stored: {event['changed']}")
+        else:
+            self._store_artifact(run_id, content, event["folder"])
+            if (run_id, tag) in self._noted:  # the run has logged it once more, as it is now
+                self._noted.discard((run_id, tag))
+                self.client.delete_tag(run_id, taken_name(tag))
+
+    def _store_artifact(self, run_id: str, content: Path, folder: str) -> None:
+        if content.is_dir():
+            self.client.log_artifacts(run_id, str(content), folder or content.name)
+        else:
+            self.client.log_artifact(run_id, str(content), folder or None)
 
     @cached_property
     def models(self) -> LoggedModels:

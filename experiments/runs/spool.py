@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -11,6 +12,8 @@ from typing import Any, Protocol
 
 import psutil
 
+from experiments.runs.logged_files import changed, located, release, release_all
+from experiments.runs.model_names import identified, other_model
 from experiments.runs.store_uri import public_uri, scrubbed
 from experiments.runs.tracker import EVENTS, OWNER, SpoolTracker, read_event
 from pretrain.config import one_line
@@ -113,7 +116,14 @@ class SpooledRun:
     def has_pending(self, uri: str) -> bool:
         """True if this store lacks events."""
         sent = self.sent_to(uri)
-        return bool(sent.left) or (self.folder / EVENTS).stat().st_size > sent.offset
+        try:
+            return bool(sent.left) or (self.folder / EVENTS).stat().st_size > sent.offset
+        except OSError:  # a spool that could not be written
+            return False
+
+    def is_ours(self) -> bool:
+        """True if this user can send the run, whose progress is kept in its folder."""
+        return os.access(self.folder, os.W_OK)
 
     def pending(self, uri: str) -> int:
         """Number of events that this store lacks."""
@@ -151,10 +161,10 @@ class SpooledRun:
 
     def end_if_abandoned(self) -> bool:
         """Write the end event of a killed process; True if one was missing."""
-        if not (self.folder / OWNER).is_file() or self.alive():
+        if not (self.folder / OWNER).is_file() or self.alive() or not self.is_ours():
             return False
         SpoolTracker(self.folder).finish(self._end_of_children() if self.owner().get("waits") else "KILLED")
-        return True
+        return not (self.folder / OWNER).is_file()
 
     def start_event(self) -> dict[str, Any]:
         """What the run began with; empty without it."""
@@ -179,7 +189,7 @@ class SpooledRun:
         holds neither the metrics nor the end of its run. Raises what the store raises for anything else.
         """
         sent = self._send_left(store, self.sent_to(store.uri))
-        behind, failures = sent.offset, 0
+        behind, failures, ended = sent.offset, 0, False
         batch: list[Mapping[str, Any]] = []
         for offset, event in self.events(sent.offset):
             if event["kind"] != "metrics" or len(batch) >= MAX_EVENTS:
@@ -192,16 +202,20 @@ class SpooledRun:
                 left = (*sent.left, behind) if problem else sent.left
                 sent = replace(sent, offset=offset, left=left, problem=problem or sent.problem)
                 self._remember(sent)
+                if not problem:
+                    release(event, self.folder)
             else:
                 run_id = self._send_event(store, sent.run_id, event)
                 problem = self._send_file(store, run_id, event) if event.get("config") else ""
                 left = (*sent.left, behind) if problem else sent.left
                 sent = replace(sent, run_id=run_id, offset=offset, left=left, problem=problem or sent.problem)
                 self._remember(sent)
-            behind = offset
+            behind, ended = offset, event["kind"] == "finish"
         sent = self._send_batch(store, sent, batch, behind)
         if sent.problem and not sent.left:
             self._remember(replace(sent, problem=""))
+        if ended and not sent.left:
+            release_all((event for _, event in self.events()), self.folder)
 
     def _send_left(self, store: Store, sent: Sent) -> Sent:
         """Try the files again that were passed over."""
@@ -215,6 +229,7 @@ class SpooledRun:
             if not failed:
                 left = tuple(other for other in sent.left if other != start)
                 sent = self._remember(replace(sent, left=left))
+                release(event or {}, self.folder)
         return replace(sent, problem=problem) if sent.left else sent
 
     def _send_file(self, store: Store, run_id: str, event: Mapping[str, Any]) -> str:
@@ -222,13 +237,24 @@ class SpooledRun:
         they never change. Returns why it was not taken, "" if it was."""
         if event["kind"] == "start":
             event = self._config_file(event["config"])
-        moved = self.folder / event["relative"] if "relative" in event else None
-        found = {**event, "path": str(moved.resolve())} if moved is not None and moved.exists() else event
+        found = event
         try:
+            found = self._found(event) if "path" in event else event
             getattr(store, found["kind"])(run_id, found)
         except Exception as error:  # a store raises whatever its database, disk or HTTP client does
             return f"{found.get('path') or found['kind']}: not stored ({problem_of(error)})"
         return ""
+
+    def _found(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        """The event of a file or model with where it is now (`path`, `content`), and `changed`: why that is
+        not what was logged, "" where it is. A model is known by the ids in its folder."""
+        found = located(event, self.folder)
+        tags = event.get("tags", {})
+        ids = event["kind"] == "model" and identified(tags)
+        return {
+            **found,
+            "changed": other_model(Path(found["content"]), tags) if ids else changed(found),
+        }
 
     def _config_file(self, config: Mapping[str, Any]) -> dict[str, Any]:
         path = self.folder / CONFIG
@@ -294,5 +320,5 @@ def problem_of(error: Exception) -> str:
 
 
 def spooled_runs(spool: Path) -> list[SpooledRun]:
-    """All runs of a spool, oldest first."""
-    return [SpooledRun(path.parent) for path in sorted(spool.glob(f"*/{EVENTS}"))]
+    """All runs of a spool that this user can read, oldest first."""
+    return [SpooledRun(path.parent) for path in sorted(spool.glob(f"*/{EVENTS}")) if os.access(path, os.R_OK)]
