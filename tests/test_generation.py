@@ -238,23 +238,20 @@ def test_clips_of_another_decoder_of_the_same_codec_are_others(world, tmp_path, 
     (tmp_path / "codec" / "config.json").write_text(json.dumps({**config, "griffin_lim_iterations": 0}))
     make(world, prompts, tmp_path / "out", ONE_STEP)
     marker, decoder_id = tmp_path / "out" / MARKER, load_codecs(world / "codec").decoder_id
-    assert json.loads(marker.read_text())["made_with"]["decoder"] == decoder_id
     marks, row = marks_of_wav(tmp_path / "out" / "r0.wav"), index_of(tmp_path / "out")[0]
     assert (marks["decoder_id"], marks["seed"], marks["data_id"]) == (decoder_id, "0", "r0") and row[
         "seed"
     ] == 0
     assert read_metadata(tmp_path / "out" / "r0.mp4").items() >= marks.items() >= {"comment": COMMENT}.items()
-    assert read_media(tmp_path / "out" / "r0.wav", want_video=False).waveform is not None
     earlier = json.loads(marker.read_text())
-    del earlier["made_with"]["decoder"]
+    assert earlier["made_with"].pop("decoder") == decoder_id
     write_json(marker, {**earlier, "id": request_id(earlier["made_with"])})
     assert make(world, prompts, tmp_path / "out", ONE_STEP)["made"] == 0
     assert "did not keep its decoder_id; goes on" in capsys.readouterr().err
     make(world, prompts, tmp_path / "new", ONE_STEP)
     made = generate(ONE_STEP, world / "model", tmp_path / "codec", prompts, tmp_path / "new")
     assert made["made"] == 1 and "another decoder of the codec" in capsys.readouterr().out
-    sounds = [(tmp_path / name / "r0.wav").read_bytes() for name in ("out", "new")]
-    assert sounds[0] != sounds[1]
+    assert len({(tmp_path / name / "r0.wav").read_bytes() for name in ("out", "new")}) == 2
 
 
 def test_another_request_is_refused_while_the_folder_is_unfinished(world, tmp_path):
