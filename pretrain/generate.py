@@ -83,6 +83,9 @@ def generate(
     started = time.perf_counter()
     with _alone(out):
         folder = ClipFolder.of(out, request, [job.name for job in jobs], aside)
+        if folder.not_kept:
+            told = f"{out}: begun by an earlier version, which did not keep its {folder.not_kept}; goes on"
+            print(told, file=sys.stderr)
         there = folder.done() if folder.state in ("unfinished", "finished") else {}
         made = {"clips": len(jobs), "made": len(jobs) - len(there)}
         if folder.state != "finished":

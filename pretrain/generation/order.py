@@ -19,6 +19,7 @@ from pretrain.generation.clip_folder import ClipFolder
 from pretrain.generation.config import GenerateConfig
 from pretrain.generation.jobs import ClipJob
 from pretrain.generation.maker import AS_IT_IS, ClipMaker, MadeClip, ModelChange
+from pretrain.media.wav_marks import mark_wav
 from pretrain.media.write import write_mp4, write_wav
 from pretrain.storage import is_remote, place, writing
 
@@ -95,15 +96,15 @@ class ClipOrder:
             return ClipDone(clip.job.name, {}, clip.reason)
         row = index_row(clip, maker)
         rate = maker.codecs.audio.sample_rate_hz
-        files = []
+        files, marks = [], {**maker.marks, "data_id": clip.job.name, "seed": str(clip.job.seed)}
         if clip.frames is not None:
-            marks, sound = {**maker.marks, "data_id": clip.job.name}, clip.sound
             with self._file(row["video"]) as path:
-                write_mp4(path, clip.frames, self.config.fps, sound, rate, marks)
+                write_mp4(path, clip.frames, self.config.fps, clip.sound, rate, marks)
             files.append(row["video"])
         if clip.sound is not None:
             with self._file(row["audio"]) as path:
                 write_wav(path, clip.sound, rate)
+                mark_wav(path, marks)
             files.append(row["audio"])
         if self.config.keep_latents:
             with self._file(row["latents"]) as path:
@@ -126,6 +127,7 @@ def index_row(clip: MadeClip, maker: ClipMaker) -> dict[str, Any]:
     said = {
         "data_id": job.name,
         "prompt": row.prompt.text,
+        "seed": job.seed,
         "video": f"{job.name}.mp4" if clip.frames is not None else "",
         "audio": f"{job.name}.wav" if clip.sound is not None else "",
         "num_frames": clip.num_frames,
@@ -137,7 +139,6 @@ def index_row(clip: MadeClip, maker: ClipMaker) -> dict[str, Any]:
     }
     said |= {"task": str(row.task)} if row.task else {}
     said |= {"negative_prompt": row.negative.text} if row.negative else {}
-    said |= {"seed": job.seed} if job.seed != config.seed or config.seeds else {}
     said |= {"prompt_id": row.data_id} if job.name != row.data_id else {}
     said |= {"reused_steps": reused} if (reused := config.sampler.reused_steps) else {}
     said |= {"latents": f"{job.name}.safetensors"} if config.keep_latents else {}
