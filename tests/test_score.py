@@ -163,6 +163,17 @@ def test_damage_inside_the_file_is_an_error_that_names_the_line(clips, tmp_path)
         score_files(list_clips(clips), settings(), out)
 
 
+@pytest.mark.parametrize("there", [b"a note without an end of line", b'{"clips": 1}', b"mine\n"])
+def test_a_file_of_somebody_is_not_taken_for_a_torn_row(clips, tmp_path, there):
+    out = tmp_path / "s.jsonl"
+    out.write_bytes(there)
+    with pytest.raises(ValueError, match=r"s.jsonl:1: not"):
+        score_files(list_clips(clips), settings(), out)
+    assert out.read_bytes() == there
+    with pytest.raises(IsADirectoryError, match="give --out a file"):
+        score_files(list_clips(clips), settings(), tmp_path)
+
+
 def test_other_settings_do_not_mix(clips, tmp_path):
     out = tmp_path / "s.jsonl"
     score_files(list_clips(clips), settings(), out)
