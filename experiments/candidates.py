@@ -50,9 +50,11 @@ class BestOf:
     reason: str
 
 
-def check_rubric(rubric: Path) -> None:
-    """Raises in one line for a rubric file that is none, before clips are made."""
-    settings_from((), rubric, (), ())
+def check_choice(out: Path, rubric: Path, count: int) -> None:
+    """Raises in one line, before clips are made, for a rubric file that is none and for an `out` that
+    `choose` would not fill: another command's, or with files of somebody."""
+    settings = settings_from((), rubric, (), ())
+    ClipFolder.of(out, _request(beside(out, "candidates"), settings, count), (), aside=True)
 
 
 def choose(candidates: Path, rubric: Path, out: Path) -> list[BestOf]:
@@ -96,11 +98,8 @@ def _fill(
     rows: Sequence[Mapping[str, Any]],
     out: Path,
 ) -> None:
-    made_with = (read_marker(candidates) or {}).get("made_with", {})
-    weighed = json.dumps([settings.described(), repr(settings.rubric)], sort_keys=True, default=str)
-    rubric = hashlib.sha256(weighed.encode()).hexdigest()[:32]
     count = len({row["seed"] for row in rows})
-    request = {**made_with, "chosen": {"candidates": count, "rubric": rubric}}
+    request = _request(candidates, settings, count)
     folder = ClipFolder.of(out, request, [choice.prompt_id for choice in choices], aside=True)
     if folder.state == "finished":
         return
@@ -110,6 +109,14 @@ def _fill(
         if choice.prompt_id not in there:
             _take(candidates, choice, folder, count)
     folder.finish()
+
+
+def _request(candidates: Path, settings: ScoreSettings, count: int) -> dict[str, Any]:
+    """What a folder of choices is made with, by the candidates that are there."""
+    made_with = (read_marker(candidates) or {}).get("made_with", {})
+    weighed = json.dumps([settings.described(), repr(settings.rubric)], sort_keys=True, default=str)
+    rubric = hashlib.sha256(weighed.encode()).hexdigest()[:32]
+    return {**made_with, "chosen": {"candidates": count, "rubric": rubric}}
 
 
 def _take(candidates: Path, choice: BestOf, folder: ClipFolder, count: int) -> None:
