@@ -16,6 +16,7 @@ from experiments.scoring.clips import index_clips
 from experiments.scoring.config import settings_from
 from experiments.scoring.score_files import ScoreSettings, score_files
 from experiments.scoring.store import StoredRow
+from pretrain.files import path_in_row, path_of_row
 from pretrain.generation.clip_folder import INDEX, ClipFolder, files_of
 from pretrain.generation.config import GenerateConfig
 from pretrain.jsonl import scan
@@ -122,6 +123,9 @@ def _request(candidates: Path, settings: ScoreSettings, count: int) -> dict[str,
 def _take(candidates: Path, choice: BestOf, folder: ClipFolder, count: int) -> None:
     """Link the files of a choice, or copy them, under the prompt's name."""
     row = {**choice.row, "data_id": choice.prompt_id}
+    for key in ("reference_paths", "image_path"):
+        if key in row:
+            row[key] = _moved(row[key], candidates, folder.place)
     for key in ("video", "audio", "latents"):
         if name := choice.row.get(key):
             row[key] = f"{choice.prompt_id}{Path(name).suffix}"
@@ -130,6 +134,13 @@ def _take(candidates: Path, choice: BestOf, folder: ClipFolder, count: int) -> N
     row |= {"candidates": count, "scored": choice.scored}
     row |= {} if math.isnan(choice.total) else {"total": choice.total}
     folder.add(row, files_of(row))
+
+
+def _moved(names: Any, old: Path, new: Path) -> Any:
+    """Paths that start at one folder, of a row that goes into another."""
+    if isinstance(names, list):
+        return [_moved(name, old, new) for name in names]
+    return path_in_row(path_of_row(names, old), new) if names.startswith("./") else names
 
 
 def _link(source: Path, path: Path) -> None:

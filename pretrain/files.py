@@ -55,6 +55,21 @@ def _beside(path: Path, ending: str) -> Path:
     return path.with_name(f".{name}{around}")
 
 
+def path_in_row(path: Path, folder: Path, here: Path = Path()) -> str:
+    """A path as a row of an index in `folder` names it: absolute as it is, else from there, after a `./`.
+
+    here: where a relative `path` starts, the working directory."""
+    if path.is_absolute():
+        return str(path)
+    return f"./{Path(os.path.relpath(here / path, os.path.realpath(folder))).as_posix()}"
+
+
+def path_of_row(text: str, folder: Path) -> Path:
+    """What `path_in_row` wrote. A relative path without `./` starts at the working directory: earlier
+    versions wrote it so."""
+    return folder / text if text.startswith("./") else Path(text)
+
+
 @contextmanager
 def locked(path: Path, otherwise: str) -> Iterator[None]:
     """Holds the lock file `path`, which stays. Raises ValueError saying `otherwise` where another process of
