@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 import socket
@@ -75,14 +76,19 @@ class RankReport:
     # has it)
     all_reduce: list[dict[str, float]] = field(default_factory=list)
     expect_gb_s: float = 0.0
+    wrong: dict[str, list[int]] = field(default_factory=dict)  # ranks that had wrong sums, by MiB
+
+    @property
+    def bus_gb_s(self) -> float:
+        """Bus bandwidth of the largest size; infinite before one was measured."""
+        return max(self.all_reduce, key=lambda row: row["mib"], default={"bus_gb_s": math.inf})["bus_gb_s"]
 
     @property
     def code(self) -> int:
         """Exit code: 0 all well, SLOW, or BROKEN."""
-        if self.broken or self.at:
+        if self.broken or self.at or self.wrong:
             return BROKEN
-        slow = self.all_reduce and self.all_reduce[-1]["bus_gb_s"] < self.expect_gb_s
-        return SLOW if slow else 0
+        return SLOW if self.bus_gb_s < self.expect_gb_s else 0
 
     def lines(self) -> list[str]:
         """For a person."""
@@ -97,11 +103,20 @@ class RankReport:
             f"{row['bus_gb_s']:.2f} GB/s"
             for row in self.all_reduce
         ]
+        found += [
+            f"broken: sums of {mib} MiB came out wrong on rank {', '.join(map(str, ranks))} of {self.ranks}; "
+            "check its links and its GPU's memory"
+            for mib, ranks in self.wrong.items()
+        ]
+        if self.wrong:
+            return found
         if not self.expect_gb_s:
             return [*found, "no bandwidth was expected (--expect-gb-s)"]
-        bus = self.all_reduce[-1]["bus_gb_s"]
         verdict = "slow" if self.code else "as expected"
-        return [*found, f"{verdict}: bus {bus:.2f} GB/s of the {self.expect_gb_s:g} GB/s that were expected"]
+        return [
+            *found,
+            f"{verdict}: bus {self.bus_gb_s:.2f} GB/s of the {self.expect_gb_s:g} GB/s that were expected",
+        ]
 
 
 class _Unanswered(Exception):
@@ -139,7 +154,9 @@ def check_ranks(options: RankCheck, pause: Callable[[str], None] = lambda step: 
         for mib in options.sizes_mib:
             pause(f"{mib:g} MiB")
             with watched(f"all-reduce of {mib:g} MiB"):
-                report.all_reduce.append(_measured(mib, world_size, device, options.repeats))
+                found, wrong = _measured(mib, rank, world_size, device, options.repeats)
+            report.all_reduce.append(found)
+            report.wrong |= {f"{mib:g}": wrong} if wrong else {}
         _barrier(together, patience)
     except _Unanswered as found:
         report.broken, report.at = found.ranks, found.at
@@ -218,27 +235,42 @@ def _barrier(group: dist.ProcessGroup, patience: timedelta) -> None:
 
 def _first(device: torch.device) -> float:
     """Seconds of an all-reduce that meets no connection yet: NCCL is set up in it."""
-    begin = time.perf_counter()
-    dist.all_reduce(torch.zeros(1, device=device))
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin
+    return _timed(torch.zeros(1, device=device))
 
 
-def _measured(mib: float, world_size: int, device: torch.device, repeats: int) -> dict[str, float]:
-    """Median of the sums of a tensor of `mib` MiB in fp32, after one that is not counted."""
-    tensor = torch.zeros(max(int(mib * MIB) // 4, 1), device=device)
-    seconds = []
-    for _ in range(repeats + 1):
-        begin = time.perf_counter()
-        dist.all_reduce(tensor)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - begin)
-    median = statistics.median(seconds[1:])
+def _measured(
+    mib: float, rank: int, world_size: int, device: torch.device, repeats: int
+) -> tuple[dict[str, float], list[int]]:
+    """Median of the sums of a tensor of `mib` MiB in fp32, and the ranks that had a wrong sum in one before
+    or one after, which are not counted."""
+    tensor = torch.empty(max(int(mib * MIB) // 4, 1), device=device)
+    wrong = not _sums_rightly(tensor, rank, world_size)
+    tensor.zero_()
+    seconds = [_timed(tensor) for _ in range(repeats)]
+    wrong |= not _sums_rightly(tensor, rank, world_size)
+    flags = torch.zeros(world_size, device=device)
+    flags[rank] = float(wrong)
+    dist.all_reduce(flags)
+    median = statistics.median(seconds)
     rate = 4 * tensor.numel() / median / 1e9
     bus = rate * 2 * (world_size - 1) / world_size
-    return {"mib": mib, "seconds": median, "gb_s": rate, "bus_gb_s": bus}
+    return {"mib": mib, "seconds": median, "gb_s": rate, "bus_gb_s": bus}, flags.nonzero().flatten().tolist()
+
+
+def _sums_rightly(tensor: torch.Tensor, rank: int, world_size: int) -> bool:
+    """Whether an all-reduce of small numbers that differ from rank to rank, which fp32 adds exactly, is right
+    in every place."""
+    tensor.fill_(1 + rank % 7)
+    dist.all_reduce(tensor)
+    return bool((tensor == sum(1 + other % 7 for other in range(world_size))).all())
+
+
+def _timed(tensor: torch.Tensor) -> float:
+    begin = time.perf_counter()
+    dist.all_reduce(tensor)
+    if tensor.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
 
 
 class _Watched:

@@ -50,6 +50,7 @@ def plan_costs(
     average = _EMA_BYTES if config.ema_decay > 0 else 0
     moments = model_moments(args, config.optimizer.moments)
     state = parameters * (_WEIGHT_BYTES + average) + moments
+    states = kept_states(config) + 1  # and one that is being written
     hours = training + (encoding or 0.0)
     return {
         "clips": clips,
@@ -59,14 +60,25 @@ def plan_costs(
         "encoding_hours_on_all_gpus": None if encoding is None else encoding / gpus,
         "storage_tb": {
             "latents": clips * per_clip / TB,
-            # the newest ones, and one that is being written
-            "training_states": state * (config.checkpoint.keep_last + 1) / TB,
+            "training_states": state * states / TB,
         },
+        "states_kept": states - 1,
         "bytes_per_clip": per_clip,
         "price_per_gpu_hour": price,
         "cost": hours * price,
         "cost_leaves_out": [] if encode_pixels_per_s else ["encoding"],
     }
+
+
+def kept_states(config: PretrainConfig) -> int:
+    """Training states that lie there when the last stage ends: of each stage, whose folder nothing empties,
+    the `keep_last` newest and the multiples of `keep_every`."""
+    saves, kept = config.checkpoint, 0
+    for stage in config.stages.values():
+        steps = sorted({*range(saves.interval, stage.steps + 1, saves.interval), stage.steps})
+        spared = [step for step in steps if saves.keep_every and step % saves.keep_every == 0]
+        kept += len({*steps[-saves.keep_last :], *spared})
+    return kept
 
 
 def clip_bytes(args: ModelArgs, clip: ClipShape, latent_bytes: int) -> int:

@@ -1,4 +1,5 @@
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,11 @@ import pytest
 from experiments.cli import find_verb
 from experiments.commands import benchmark as verbs
 from experiments.paper import published
-from experiments.paper.layouts import read_seed_tts, read_verse_bench
+from experiments.paper.layouts import BenchItem, read_seed_tts, read_verse_bench
 from experiments.paper.metrics import VERSE_BENCH, rewards_with_options, seed_tts
 from experiments.paper.run import Benchmark, measure
 from experiments.paper.tables import markdown, metrics_to_log, write_tables
+from experiments.scoring import score_files
 from experiments.scoring.score_files import ScoreSettings
 from pretrain.media.write import write_mp4, write_wav
 from rewards.base import Unscorable, score_prepared
@@ -122,8 +124,6 @@ def test_images_lie_beside_the_case_or_in_clips(bench):
 def test_eligible_cases_are_those_of_the_benchmark():
     """As Verse-Bench's own script: sync and WER where speech is asked for, PQ in sets 1 and 2, FD in set 2
     with a sound prompt."""
-    from experiments.paper.layouts import BenchItem
-
     items = [
         BenchItem(f"{s}{bool(t)}{bool(p)}", s, t, p)
         for s in ("set1", "set2", "set3")
@@ -188,6 +188,21 @@ def test_sync_of_other_crops_is_not_sync_c(bench, tmp_path):
     items = read_verse_bench(bench, bench / "generated")
     found = run(items, plugin("syncnet", parts=["sync_c_verse_bench_haar"]), tmp_path / "r")
     assert found["metrics"]["Sync-C"]["status"] == "weights missing"
+
+
+def test_rewards_named_in_another_order_keep_the_cases_that_ask_for_them(tmp_path, monkeypatch):
+    @contextmanager
+    def named(names, options):
+        yield [Named(name) for name in names]
+
+    monkeypatch.setattr(score_files, "open_rewards", named)
+    wav = tmp_path / "a.wav"
+    write_wav(wav, sound(0.5), RATE)
+    items = [BenchItem(name, "en", "hello", sound=wav, voice=wav if name == "a" else None) for name in "abc"]
+    benchmark, asked = Benchmark("x", items, (), {}, of_sound=True), ("snr_estimate_db", "sim_resemblyzer")
+    for rewards in (asked, asked[::-1]):
+        found = measure(benchmark, ScoreSettings(rewards=rewards), tmp_path)["own"]
+        assert [found[name]["n"] for name in asked] == [3, 1]
 
 
 def test_a_second_run_scores_nothing_again(bench, tmp_path, monkeypatch):

@@ -26,13 +26,16 @@ from pretrain.generation.config import GenerateConfig
 from pretrain.recipe import PretrainConfig
 
 CONFIG = ClaimsConfig(noise_seeds=2, num_prompts=20, scales=(1.0, 4.0), resamples=200)
+WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 CLAIMS = all_claims(CONFIG, load_recipe("mini").pretrain)
 
 
 @pytest.fixture
 def units(tmp_path) -> ClaimUnits:
     trainings = Trainings(CONFIG, PretrainConfig(), tmp_path / "latents", tmp_path / "runs", {})
-    return ClaimUnits(CONFIG, GenerateConfig(), trainings, "0123", {"judge": "x"})
+    rows = [{"prompt": f"Say <S>{WORDS[number // 2]}<E>.", "data_id": str(number)} for number in range(20)]
+    (tmp_path / "pretrain_seen.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return ClaimUnits(CONFIG, GenerateConfig(), trainings, "0123", {"judge": "x"}, tmp_path)
 
 
 def write(units: ClaimUnits, claim: Claim, gain: float, samplings: set[str], seeds=range(2)) -> None:
@@ -101,6 +104,8 @@ def test_rows_without_scores_say_so_and_the_others_have_their_verdict(units):
     table = tabulate(CLAIMS, units, set(), "mini")
     row = table["guidance_align"]
     assert (row["seeds"], row["verdict"], row["missing"]) == (2, "favours", ["4 against 0"])
+    assert row["prompts"] == {"set": "pretrain_seen", "clips": 20, "distinct": 10}
+    assert row["cells"][0]["metrics"]["sync_judge"]["n"] == 20
     assert row["core_hours"] >= 0 and row["unscored"] == {"sync_judge": {"still mouth": 12}}
     found = row["contrasts"][0]["differences"]
     assert found["sync_judge"]["mean"] == pytest.approx(0.2, abs=0.03)
@@ -108,6 +113,7 @@ def test_rows_without_scores_say_so_and_the_others_have_their_verdict(units):
     assert table["guidance_text"]["seeds"] == 0
     page = page_of(table, units)
     assert page.count("0 seeds: not run") == len(CLAIMS) - 1
+    assert "x 20 prompts of `pretrain_seen`, of 10 choices of words and voices. Each" in page
     assert "| **favours** |" in page and "Not run: 4 against 0." in page
     assert re.search(r"^\| align 2 \(decides\) \| \*\*", page, re.M)  # told apart from no guidance
     assert "`nava study claims mini --rows schedule_mixed`" in page

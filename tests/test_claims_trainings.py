@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -148,7 +149,7 @@ def test_the_best_rate_is_known_when_all_were_tried(trainings):
 
 
 def test_trials_come_first_and_the_chosen_one_is_not_trained_again(trainings):
-    units = ClaimUnits(trainings.config, GenerateConfig(), trainings, "", {})
+    units = ClaimUnits(trainings.config, GenerateConfig(), trainings, "", {}, Path())
     rows = training_rows(ClaimsConfig(), recipe())
     first = units.needed([rows["paradigm_unified"]])
     assert [unit.label for unit in first] == [
@@ -166,7 +167,7 @@ def test_trials_come_first_and_the_chosen_one_is_not_trained_again(trainings):
 
 
 def test_rows_share_their_trainings(trainings):
-    units = ClaimUnits(trainings.config, GenerateConfig(), trainings, "", {})
+    units = ClaimUnits(trainings.config, GenerateConfig(), trainings, "", {}, Path())
     rows = training_rows(ClaimsConfig(), recipe())
     needed = units.needed([rows["rotary"], rows["masking"], rows["timbre_form"]])
     assert len(needed) == 3 * 4  # recipe, plain_rope, unmasked, timbre_replaces

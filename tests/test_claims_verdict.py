@@ -43,6 +43,31 @@ def test_a_prompts_noise_seeds_are_one_cluster():
     assert once.n == often.n == 60
 
 
+@pytest.mark.parametrize("of", [over_prompts, over_trainings])
+def test_prompts_that_say_the_same_are_one_however_many_they_are(of):
+    """Copies of a prompt make no interval narrower, and prompts of their own change nothing."""
+    rng = np.random.default_rng(4)
+    ours, theirs = rng.normal(size=(2, 40)) + 0.2, rng.normal(size=(2, 40))
+    once = of(terms(ours), terms(theirs), 400, range(40))
+    assert once == of(terms(ours), terms(theirs), 400)
+    copied = terms(np.repeat(ours, 5, 1)), terms(np.repeat(theirs, 5, 1))
+    together = of(*copied, 400, np.repeat(np.arange(40), 5).tolist())
+    assert (once.mean, once.low, once.high) == pytest.approx((together.mean, together.low, together.high))
+    apart = of(*copied, 400)
+    assert apart.high - apart.low < once.high - once.low
+
+
+def test_prompts_that_fail_alike_are_not_taken_for_a_difference():
+    """24 prompts of 6 words, where the word decides: by prompt more than one in five is told apart."""
+    rng, words, wrong = np.random.default_rng(5), np.repeat(np.arange(24), 4), {True: 0, False: 0}
+    for _ in range(200):
+        moved = rng.normal(size=24)[words][None] + 0.3 * rng.normal(size=(1, 96))
+        for known in wrong:
+            found = over_prompts(terms(moved), terms(np.zeros_like(moved)), 200, words if known else None)
+            wrong[known] += not found.low <= 0 <= found.high
+    assert wrong[True] / 200 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 200) < 0.2 < wrong[False] / 200
+
+
 def test_ratios_are_of_sums_and_unscored_clips_leave_both_sides():
     ours, theirs = [[[1, 2], [0, 4], None]], [[[2, 2], [4, 4], [9, 9]]]
     assert over_prompts(ours, theirs, 50).mean == pytest.approx(1 / 6 - 1.0)

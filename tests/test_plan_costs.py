@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from titan_world import config, write_latents
 
 from experiments.cli import main
 from experiments.jobs.named import missing
 from experiments.jobs.request import Request
+from experiments.recipes.load import load_recipe
 from pretrain.data.stream.loader import Slice, StageLoader
 from pretrain.data.stream.sample import Sample, pack
 from pretrain.data.stream.sample_set import open_sets
@@ -20,9 +23,10 @@ from pretrain.model.flavors import flavor
 from pretrain.model.flops import ClipShape
 from pretrain.model.plan import clip_shape
 from pretrain.model.plan_sizes import model_moments, sizes_of
-from pretrain.plan_costs import clip_bytes, plan_costs
+from pretrain.plan_costs import clip_bytes, kept_states, plan_costs
 from pretrain.plan_schedule import clips_per_batch
 from pretrain.recipe import CheckpointConfig, PretrainConfig
+from pretrain.titan.checkpoints import retain
 
 ARGS = flavor("debug")
 CLIP = ClipShape(video=12, audio=10, context=9)
@@ -30,7 +34,7 @@ CLIP = ClipShape(video=12, audio=10, context=9)
 
 def costs(**changes) -> dict:
     rates = {"clips": 240, "price": 2.5, "encode_pixels_per_s": 1000.0, "latent_bytes": 2, **changes}
-    recipe = config(steps=60, checkpoint=CheckpointConfig(keep_last=2))
+    recipe = config(steps=60, checkpoint=CheckpointConfig(interval=20, keep_last=2))
     return plan_costs(ARGS, CLIP, 36_000, recipe, 4, 0.5, **rates)
 
 
@@ -45,7 +49,7 @@ def test_hours_storage_and_money_in_closed_form():
 
 
 def test_the_moments_of_the_recipe_and_the_batches_of_sound_alone_are_counted():
-    recipe = config(steps=60, checkpoint=CheckpointConfig(keep_last=2))
+    recipe = config(steps=60, checkpoint=CheckpointConfig(interval=20, keep_last=2))
     recipe = replace(
         recipe,
         optimizer=replace(recipe.optimizer, moments="8bit"),
@@ -57,6 +61,38 @@ def test_the_moments_of_the_recipe_and_the_batches_of_sound_alone_are_counted():
     assert found["storage_tb"]["training_states"] == pytest.approx(3 * states / 1e12)
     # 60 steps of 4 clips; 1 of 2.5 is of sound alone, with three times the batch
     assert found["times_each_clip_is_seen"] == pytest.approx(60 * 4 * (1 + 2 * 1.0 / 2.5) / 240)
+
+
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=3),
+    st.integers(1, 20),
+    st.integers(1, 4),
+    st.integers(0, 9),
+)
+@settings(max_examples=25)
+def test_the_states_are_those_that_retention_leaves(
+    tmp_path_factory, lengths, interval, keep_last, keep_every
+):
+    saves = CheckpointConfig(interval=interval, keep_last=keep_last, keep_every=keep_every)
+    stage = PretrainConfig().stage("stage1")
+    stages = {
+        f"s{place}": replace(stage, name=f"s{place}", steps=steps) for place, steps in enumerate(lengths)
+    }
+    left = 0
+    for name, each in stages.items():
+        folder = tmp_path_factory.mktemp(name)
+        for step in range(1, each.steps + 1):
+            if step % interval == 0 or step == each.steps:
+                (folder / f"step-{step}").mkdir()
+                (folder / f"step-{step}" / ".metadata").write_text("")
+                retain(folder, keep_last, keep_every)
+        left += len(list(folder.iterdir()))
+    assert kept_states(replace(PretrainConfig(), checkpoint=saves, stages=stages)) == left
+
+
+def test_a_long_training_keeps_more_than_its_newest_states():
+    config = load_recipe("nava_6b").pretrain
+    assert kept_states(config) == 20  # 9, 7 and 4 of its stages
 
 
 def test_the_planned_draws_are_those_of_the_loader(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rank_processes import run_processes
 
 from experiments import rank_check
@@ -30,6 +31,14 @@ def test_exit_codes_and_lines_in_closed_form():
     broken = RankReport(ranks=4, broken=[1, 3], at="when the ranks met")
     assert broken.code == BROKEN
     assert "sets the connections up: 0.00 s" in well.lines()[1]
+    assert RankReport(expect_gb_s=5.0).code == 0  # nothing was measured
+    large = {"mib": 64.0, "seconds": 0.1, "gb_s": 200.0, "bus_gb_s": 180.0}
+    mixed = RankReport(ranks=2, hosts=["a"], all_reduce=[large, ROW], expect_gb_s=100.0)
+    assert mixed.code == 0 and "bus 180.00 GB/s" in mixed.lines()[-1]  # of the largest size, not the last
+    mixed.wrong = {"64": [1]}
+    assert mixed.code == BROKEN and mixed.lines()[-1].startswith(
+        "broken: sums of 64 MiB came out wrong on rank 1"
+    )
     assert broken.lines() == ["broken: rank 1, 3 of 4 did not answer when the ranks met"]
 
 
@@ -53,6 +62,15 @@ def _rank(rank: int, folder: Path, stops_at: str, stops: int, expect_gb_s: float
         rank_check._first = lambda device: time.sleep(5.0) or 5.0
     if "no set-up" in mend:
         rank_check._first = lambda device: time.sleep(20.0) or 20.0
+    if "wrong sums" in mend and rank == 1:
+        sums = rank_check.dist.all_reduce
+
+        def wrong(tensor: torch.Tensor) -> None:
+            sums(tensor)
+            if tensor.numel() == 2**18:
+                tensor[7] += 1.0
+
+        rank_check.dist.all_reduce = wrong
     options = RankCheck(
         patience_s=4.0,
         setup_s=7.0,
@@ -78,6 +96,12 @@ def test_two_ranks_answer_and_the_bus_bandwidth_of_two_is_that_of_the_bytes(tmp_
     assert [row["mib"] for row in found["all_reduce"]] == [0.25, 1.0]
     for row in found["all_reduce"]:
         assert row["bus_gb_s"] == pytest.approx(row["gb_s"]) and row["gb_s"] > 0
+
+
+@pytest.mark.distributed
+def test_a_rank_with_wrong_sums_is_named(tmp_path):
+    codes, found = checked(tmp_path, mend="wrong sums")
+    assert codes == [BROKEN, BROKEN] and found["wrong"] == {"1": [1]} and found["broken"] == []
 
 
 @pytest.mark.distributed

@@ -130,9 +130,8 @@ def _costs(found: dict[str, Any]) -> Table:
     table.add_row(
         "latents", f"{stored['latents']:.3f} TB", f"{found['bytes_per_clip'] / 1e6:.2f} MB a clip at most"
     )
-    table.add_row(
-        "training states", f"{stored['training_states']:.3f} TB", "those that are kept and one more"
-    )
+    kept = f"{found['states_kept']} that are kept over all stages, and one more"
+    table.add_row("training states", f"{stored['training_states']:.3f} TB", kept)
     left = ", without " + ", ".join(found["cost_leaves_out"]) if found["cost_leaves_out"] else ""
     table.add_row("cost", f"{found['cost']:,.0f}", f"{hours['total']:,.0f} GPU hours{left}")
     return table

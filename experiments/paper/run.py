@@ -62,7 +62,9 @@ def measure(benchmark: Benchmark, settings: ScoreSettings, out: Path) -> dict[st
         options = {name: value for name, value in settings.options.items() if name in names}
         part = ScoreSettings(rewards=names, options=options, batch=settings.batch)
         found = score_files(files, part, out / f"scores_{side}.jsonl")
-        for name, reward in zip(found[0]["scores"], names, strict=True):
+        for reward in names:
+            # rows of an earlier call may have them in another order
+            name = next((row["called"][reward] for row in found if reward in row.get("called", {})), reward)
             columns[name] = dict(zip((row["clip"] for row in found), to_scores(found, name), strict=True))
             asked[name] = reward
         rows |= {f"{side}/{row['clip']}": row for row in found}

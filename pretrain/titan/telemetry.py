@@ -7,6 +7,7 @@ allocator has counted. Ranks exchange them over gloo, so no device waits either.
 from __future__ import annotations
 
 import resource
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
@@ -147,7 +148,7 @@ def slowest(ranks: Sequence[RankTimes], part: str, num_steps: int) -> Slowest:
     """Of a part of `RankTimes`, in seconds a step."""
     values = [getattr(rank, part) / num_steps for rank in ranks]
     worst = max(range(len(values)), key=values.__getitem__)
-    return Slowest(worst, values[worst], sorted(values)[len(values) // 2])
+    return Slowest(worst, values[worst], statistics.median(values))
 
 
 def straggler_line(found: dict[str, Slowest], num_ranks: int) -> str:

@@ -85,10 +85,9 @@ def study_claims(
     metrics = metrics_of(recipe.score)
     data = {name: inputs[name] for name in ("latents", "codec")}
     trainings = Trainings(recipe.claims, recipe.pretrain, layout.latents, folder / "runs", data)
-    scored = {name: value for name, value in inputs.items() if name not in ("model", "latents")}
-    units = ClaimUnits(
-        recipe.claims, recipe.generate, trainings, inputs["model"], {**scored, "metrics": [*metrics]}
-    )
+    judged = {name: value for name, value in inputs.items() if name not in ("model", "latents")}
+    scored = {**judged, "metrics": [*metrics]}
+    units = ClaimUnits(recipe.claims, recipe.generate, trainings, inputs["model"], scored, layout.prompts)
     if only_page:  # also while another command trains, whose tracked run is not to end by it
         return _publish(study, units, claims, metrics)
     with study.alone(), study.tracked():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from experiments.scoring.statistics import ClipDraws, SeedTerms, Table, mean_ove
 from experiments.studies.claims.one_unit import core_seconds
 from experiments.studies.claims.registry import VALIDATION, Claim, ClaimCell, Contrast
 from experiments.studies.claims.units import ClaimUnits
-from experiments.studies.claims.verdict import NOT_MEASURED, NOT_RUN, compared
+from experiments.studies.claims.verdict import NOT_MEASURED, NOT_RUN, Said, compared, together
 from experiments.studies.tables import check_prompts, unscored
 from pretrain.files import read_json
 from rewards.catalog import metric
@@ -87,6 +88,7 @@ def _row(
     every = [one for found in scores.values() for one in found]
     check_prompts(every, f"claim {name}: its cells")
     seeds = len(next(iter(scores.values()), ()))
+    said = units.said(claim, every[0]["data_ids"]) if every else []
     row: dict[str, Any] = {
         "says": claim.says,
         "where": claim.where,
@@ -97,7 +99,7 @@ def _row(
         "command": f"nava study claims {recipe} --rows {name}",
         "seeds": seeds,
         "seeds_wanted": len(units.seeds(claim)),
-        "prompts": {"set": claim.prompts, "clips": len(every[0]["data_ids"]) if every else 0},
+        "prompts": {"set": claim.prompts, "clips": len(said), "distinct": len(set(said))},
         "core_hours": round(sum(core_seconds(folder) for folder in folders) / HOUR_S, 3),
         "verdict": NOT_RUN,
         "contrasts": [],
@@ -115,35 +117,39 @@ def _row(
         if not {contrast.ours, contrast.theirs} <= scores.keys():
             row["missing"].append(contrast.about)
             continue
-        found = _differences(scores, contrast, claim.trains, resamples)
+        found = _differences(scores, contrast, claim.trains, resamples, said)
         found.setdefault(claim.measure, NOT_MEASURED)
         row["contrasts"].append(
             {"about": contrast.about, "ours": contrast.ours[1], "arm": contrast.ours[0], "differences": found}
         )
     row["cells"] = [
-        {"arm": cell[0], "sampling": cell[1], "metrics": _means(scores[cell], resamples)} for cell in scores
+        {"arm": cell[0], "sampling": cell[1], "metrics": _means(found, resamples, said)}
+        for cell, found in scores.items()
     ]
     row["verdict"] = row["contrasts"][0]["differences"][claim.measure]["verdict"]
     return row
 
 
-def _differences(scores: CellScores, contrast: Contrast, trained: bool, resamples: int) -> dict[str, Any]:
+def _differences(
+    scores: CellScores, contrast: Contrast, trained: bool, resamples: int, said: Said
+) -> dict[str, Any]:
     mine, its = _terms(scores[contrast.ours]), _terms(scores[contrast.theirs], contrast.after)
     return {
-        name: compared(mine[name], its[name], higher_is_better(name), trained, resamples)
+        name: compared(mine[name], its[name], higher_is_better(name), trained, resamples, said)
         for name in mine
         if name in its
     }
 
 
-def _means(scores: Sequence[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
-    """Mean over seeds by measure, with an interval over the prompts."""
+def _means(scores: Sequence[Mapping[str, Any]], resamples: int, said: Said) -> dict[str, Any]:
+    """Mean over seeds by measure, with an interval over what the prompts say."""
     found = {}
     for name, terms in _terms(scores).items():
         table = Table.of(terms)
         summed = Table(table.above.sum(0, keepdims=True), table.below.sum(0, keepdims=True))
-        draws = ClipDraws.make(summed.below.shape[1], resamples, 0)
-        found[name] = mean_over_seeds(summed, draws).as_json()
+        drawn = together(summed, said)
+        draws = ClipDraws.make(drawn.below.shape[1], resamples, 0)
+        found[name] = replace(mean_over_seeds(drawn, draws), n=summed.scored).as_json()
     return found
 
 

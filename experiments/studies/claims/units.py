@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,16 @@ from experiments.studies.claims.trainings import Trainings
 from experiments.studies.harness import Run, mark_of
 from pretrain.config import to_json
 from pretrain.generation.config import GenerateConfig
+from pretrain.prompt import PromptRow, read_prompts
 from pretrain.recipe import PretrainConfig
 
 GENERATED_SHARE = 0.15  # of a training's work: generating and scoring a sampling of it
+
+
+def said_in(row: PromptRow) -> Hashable:
+    """The words of a prompt and its voices, by name or by their references."""
+    voices = row.meta.get("voices") or [str(path) for path in row.reference_paths]
+    return tuple(span.text for span in row.prompt.spans), tuple(voices)
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,7 @@ class ClaimUnits:
     """Makes the units of claims.
 
     model: id of the one that rows which only sample take. scored: what scores depend on beside the clips.
+    prompts: folder of the prompt sets.
     """
 
     config: ClaimsConfig
@@ -73,6 +81,7 @@ class ClaimUnits:
     trainings: Trainings
     model: str
     scored: Mapping[str, Any]
+    prompts: Path
 
     def of(self, claim: Claim, cell: ClaimCell, seed: int) -> tuple[ClaimUnit, Path] | None:
         """The unit of a cell and the file of its scores; None where its training is not known yet."""
@@ -93,6 +102,14 @@ class ClaimUnits:
         scores = folder / f"scores-{re.sub(r'[^a-z0-9]+', '-', sampling)}-{measured}.json"
         sampled = Sampled(config, claim.prompts, scores)
         return ClaimUnit(name, seed, folder, training, {scores: sampled}), scores
+
+    def said(self, claim: Claim, data_ids: Sequence[str]) -> list[Hashable]:
+        """The words and voices that each prompt asks for: prompts of the same ones fail alike.
+
+        Raises FileNotFoundError or ValueError in one line where the prompts cannot be read.
+        """
+        rows = {row.data_id: row for row in read_prompts(self.prompts / f"{claim.prompts}.jsonl")}
+        return [said_in(rows[name]) if name in rows else name for name in data_ids]
 
     def seeds(self, claim: Claim) -> range:
         return range(self.config.seeds if claim.trains else self.config.noise_seeds)

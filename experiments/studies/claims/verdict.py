@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,30 +29,35 @@ NOT_MEASURED: Mapping[str, Any] = {
 }
 
 
-def over_prompts(ours: SeedTerms, theirs: SeedTerms, resamples: int) -> Interval:
+Said = Sequence[Hashable]  # of each prompt its words and voices; prompts of the same ones are drawn together
+
+
+def over_prompts(ours: SeedTerms, theirs: SeedTerms, resamples: int, said: Said | None = None) -> Interval:
     """Difference of two samplings of one model.
 
-    [seeds][clips] (numerator, denominator) or None. A prompt's clips of all noise seeds are one cluster;
-    clips that either side could not score take no part. Prompts are resampled.
+    [seeds][clips] (numerator, denominator) or None. The clips of all noise seeds of prompts that say the same
+    are one cluster; clips that either side could not score take no part. Clusters are resampled. `n` counts
+    prompts.
     """
-    one, other = (_clusters(table) for table in paired(Table.of(ours), Table.of(theirs)))
-    n = int((one.below > 0).sum())
+    pair = [_of_all_seeds(table) for table in paired(Table.of(ours), Table.of(theirs))]
+    n = int((pair[0].below > 0).sum())
     if not n:
         return Interval(math.nan, math.nan, math.nan, 0)
+    one, other = (together(table, said) for table in pair)
     draws = ClipDraws.make(one.below.shape[1], resamples, 0)
     moved = draws.means(one) - draws.means(other)
     low, high = np.quantile(moved, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
     return Interval(one.mean - other.mean, float(low), float(high), n)
 
 
-def over_trainings(ours: SeedTerms, theirs: SeedTerms, resamples: int) -> Interval:
+def over_trainings(ours: SeedTerms, theirs: SeedTerms, resamples: int, said: Said | None = None) -> Interval:
     """Difference of two trainings, paired by seed and prompt; symmetric.
 
     Half width: root of the sum of squares of Student's interval over the seeds' differences and of the
-    bootstrap over prompts, so that neither a few seeds nor a few prompts pass for more. Of one seed only the
-    prompts' part is there. `n` counts seeds.
+    bootstrap over what the prompts say, so that neither a few seeds nor a few words pass for more. Of one
+    seed only the prompts' part is there. `n` counts seeds.
     """
-    one, other = paired(Table.of(ours), Table.of(theirs))
+    one, other = (together(table, said) for table in paired(Table.of(ours), Table.of(theirs)))
     pairs = zip(one.per_seed, other.per_seed, strict=True)
     moved = np.array([mine - its for mine, its in pairs if not math.isnan(mine - its)])
     if not len(moved):
@@ -75,14 +80,19 @@ def verdict_of(found: Interval, higher_is_better: bool, trained: bool) -> str:
 
 
 def compared(
-    ours: SeedTerms, theirs: SeedTerms, higher_is_better: bool, trained: bool, resamples: int
+    ours: SeedTerms,
+    theirs: SeedTerms,
+    higher_is_better: bool,
+    trained: bool,
+    resamples: int,
+    said: Said | None = None,
 ) -> dict[str, Any]:
     """`{mean, low, high, n, verdict, detectable}`.
 
     detectable: the difference that would have been told apart with a chance of `POWER`; null where nothing
     varies, as if no clip differs, and the data do not say.
     """
-    found = (over_trainings if trained else over_prompts)(ours, theirs, resamples)
+    found = (over_trainings if trained else over_prompts)(ours, theirs, resamples, said)
     half = (found.high - found.low) / 2
     detectable = round(SEEN * half, 6) if half > 0 else None
     return {
@@ -92,7 +102,12 @@ def compared(
     }
 
 
-def _clusters(table: Table) -> Table:
+def together(table: Table, said: Said | None) -> Table:
+    """The prompts that say the same as one column; as it is where it has no prompts, as a loss has none."""
+    return table if said is None or table.below.shape[1] != len(said) else table.summed(said)
+
+
+def _of_all_seeds(table: Table) -> Table:
     """One row: sums over the seeds of each prompt."""
     return Table(table.above.sum(0, keepdims=True), table.below.sum(0, keepdims=True))
 
