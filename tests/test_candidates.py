@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.candidates import _request, beside, check_choice
+from experiments.candidates import _moved, _request, beside, check_choice
 from experiments.commands.generate import Making, generate
 from experiments.recipes.load import parse_setting
 from experiments.scoring.config import settings_from
@@ -64,6 +64,15 @@ def test_a_choice_that_is_there_already_needs_no_room(rubric, tmp_path) -> None:
     check_choice(out, rubric, 2)
     with pytest.raises(ValueError, match=r"holds 'mine\.txt'"):
         check_choice(out, rubric, 3)
+
+
+def test_paths_that_start_at_the_candidates_start_at_the_choice(tmp_path) -> None:
+    """Also where the destination is a link elsewhere."""
+    (tmp_path / "far" / "best").mkdir(parents=True)
+    (tmp_path / "best").symlink_to(tmp_path / "far" / "best")
+    names = ["./../voice.wav", "", "old.wav", "/a/b.wav"]
+    moved = _moved(names, tmp_path / "best-candidates", tmp_path / "best")
+    assert moved == ["./../../voice.wav", "", "old.wav", "/a/b.wav"]
 
 
 @settings(max_examples=60)
