@@ -16,7 +16,7 @@ from experiments.scoring.clips import index_clips
 from experiments.scoring.config import settings_from
 from experiments.scoring.score_files import ScoreSettings, score_files
 from experiments.scoring.store import StoredRow
-from pretrain.files import path_in_row, path_of_row
+from pretrain.files import path_in_row
 from pretrain.generation.clip_folder import INDEX, ClipFolder, files_of
 from pretrain.generation.config import GenerateConfig
 from pretrain.jsonl import scan
@@ -140,7 +140,9 @@ def _moved(names: Any, old: Path, new: Path) -> Any:
     """Paths that start at one folder, of a row that goes into another."""
     if isinstance(names, list):
         return [_moved(name, old, new) for name in names]
-    return path_in_row(path_of_row(names, old), new) if names.startswith("./") else names
+    if not names.startswith("./"):
+        return names
+    return path_in_row(Path(os.path.relpath(Path(os.path.realpath(old)) / names)), new)
 
 
 def _link(source: Path, path: Path) -> None:
