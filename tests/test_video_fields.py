@@ -144,6 +144,16 @@ def test_what_is_wrong_is_said_of_its_field(fields, found):
     assert param == found.partition(":")[0]
 
 
+def test_a_clip_too_short_for_a_token_of_sound_is_refused_for_its_seconds():
+    fast = dataclasses.replace(offer(), config=dataclasses.replace(CONFIG, fps=60.0))
+    request, _ = read_fields(json.dumps({"prompt": "A ball.", "num_frames": 1}).encode(), {}, 1000)
+    with pytest.raises(Refusal, match=r"^seconds: num_frames 1 at 60 a second") as refused:
+        fast.wanted(request, False, set())
+    assert refused.value.status == 422
+    silent, _ = read_fields(json.dumps({"prompt": "x", "num_frames": 1, "task": "T2V"}).encode(), {}, 1000)
+    assert fast.wanted(silent, False, set()).row["num_frames"] == 1
+
+
 @pytest.mark.parametrize(
     ("given", "fields", "found"),
     [

@@ -19,7 +19,7 @@ from orchestration.generation_service.fields import (
 )
 from orchestration.generation_service.limits import JobLimits
 from orchestration.service.limits import Refusal
-from pretrain.clip_kind import check_memory, kind_of
+from pretrain.clip_kind import check_memory, check_sound, kind_of
 from pretrain.config import nearest
 from pretrain.first_frames import FrameFit
 from pretrain.flow.guidance import GuidanceScales
@@ -181,10 +181,11 @@ class Offer:
         )
         job = wanted.job("clip", self.config)
         row = job.row
-        try:
-            check_memory([row], self.config, self.config.fps)
-        except ValueError as error:
-            raise Refusal(422, f"size: {str(error).removeprefix(f'{row.where}: ')}") from None
+        for name, check in (("size", check_memory), ("seconds", check_sound)):
+            try:
+                check([row], self.config, self.config.fps)
+            except ValueError as error:
+                raise Refusal(422, f"{name}: {str(error).removeprefix(f'{row.where}: ')}") from None
         if (row.height or 0) * (row.width or 0) > self.limits.pixels_of_frame:
             raise Refusal(
                 422, f"size: {row.width}x{row.height} pixels; at most {self.limits.pixels_of_frame} are made"
