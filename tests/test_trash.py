@@ -129,7 +129,7 @@ def test_the_command_that_is_named_deletes_what_was_moved(tmp_path, monkeypatch,
 
 def test_the_only_copy_of_a_registered_version_is_not_deleted_without_a_word(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("experiments.runs.model_names.MAX_COPIED_BYTES", 1000)
+    monkeypatch.setattr("experiments.runs.logged_files.MAX_COPIED_BYTES", 1000)
     folder = Path("out/pretrain/stage1/model")
 
     def trained(checkpoint: str, size: int) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from pretrain.files import sha256_of
 
+MAX_COPIED_BYTES = 256 << 20  # of a model whose files MLflow gets; of a larger one it gets the path
 KEPT = "files"  # in a run's spool folder, each in a folder of its own
 # small, and written in place or appended to, which a hard link would follow; others are renamed into place
 TEXTS = frozenset({".csv", ".html", ".json", ".jsonl", ".log", ".md", ".txt", ".yaml", ".yml"})

@@ -15,8 +15,9 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelInput, LoggedModelOutput
 
+from experiments.runs.logged_files import MAX_COPIED_BYTES
 from experiments.runs.mlflow_versions import RegisteredVersions
-from experiments.runs.model_names import ADAPTER, CHECKPOINT_TAG, MAX_COPIED_BYTES, TAG_OF, other_model
+from experiments.runs.model_names import ADAPTER, CHECKPOINT_TAG, TAG_OF, other_model
 
 LOGGED_AT = "nava.logged_at_ms"  # tells the models of one name and run apart
 READY, FAILED = "READY", "FAILED"

@@ -21,7 +21,6 @@ TAG_OF = {CHECKPOINT: CHECKPOINT_TAG, CODEC: CODEC_TAG, ADAPTER: ADAPTER_TAG}
 # gates
 PRETRAINED, ALIGNED, FINETUNED, BEST = "pretrained", "aligned", "finetuned", "best"
 MAX_NAME = 200
-MAX_COPIED_BYTES = 256 << 20  # of a model whose files MLflow gets; of a larger one it gets the path
 _REFUSED = re.compile(r"[^A-Za-z0-9._-]+")
 _OURS = re.compile(r"nava(?:[-_.]+(.+))?")
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.runs import model_names
+from experiments.runs import logged_files
+from experiments.runs.model_names import CHECKPOINT_TAG
 from experiments.runs.spool import spooled_runs
 from pretrain.files import read_json
 
@@ -18,7 +19,7 @@ def only_copies(moved: Iterable[Path], spool: Path) -> Iterator[tuple[Path, str]
     for path in moved:
         for config in sorted(path.rglob("config.json")) if path.is_dir() and not path.is_symlink() else ():
             checkpoint = _checkpoint_of(config.parent)
-            if checkpoint and _size(config.parent) > model_names.MAX_COPIED_BYTES:
+            if checkpoint and _size(config.parent) > logged_files.MAX_COPIED_BYTES:
                 known = _registered(spool) if known is None else known
                 name, place = known.get(checkpoint, ("", Path()))
                 if name and _checkpoint_of(place) != checkpoint:
@@ -32,7 +33,7 @@ def _registered(spool: Path) -> dict[str, tuple[str, Path]]:
     for run in spooled_runs(spool):
         for _, event in run.events():
             name, alias = event.get("registered", ""), event.get("alias", "")
-            checkpoint = event.get("checkpoint") or event.get("tags", {}).get(model_names.CHECKPOINT_TAG, "")
+            checkpoint = event.get("checkpoint") or event.get("tags", {}).get(CHECKPOINT_TAG, "")
             if event["kind"] not in ("model", "model_alias") or not checkpoint or not name:
                 continue
             if event["kind"] == "model":

@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from experiments.runs import owner
-from experiments.runs.logged_files import keep, release
-from experiments.runs.model_names import MAX_COPIED_BYTES
+from experiments.runs.logged_files import MAX_COPIED_BYTES, keep, release
 from experiments.runs.origin import origin_of
 from pretrain.files import replacing
 
