@@ -87,7 +87,7 @@ FINETUNE_COUNTS = (
     | words("objective.video_weight objective.audio_weight policy.spike_factor policy.spike_window")
 )
 ALIGN_COUNTS = (
-    words("sequence reward_options guardrails curated_prompts seed ema_decay weight_decay grad_clip")
+    words("sequence reward_options guardrails curated_prompts seed ema_decay weight_decay grad_clip moments")
     | words("mixed_precision num_frames fps height width lora stop deployed")
     | words("video audio sync floors watched advantage", "rubric.")
 )
