@@ -232,8 +232,7 @@ def test_latents_of_a_process_that_died_while_it_decoded_are_not_made_again(worl
 
 
 def test_clips_of_another_decoder_of_the_same_codec_are_others(world, tmp_path, capsys):
-    prompts = prompts_of(tmp_path, {})
-    shutil.copytree(world / "codec", tmp_path / "codec")
+    prompts, codec = prompts_of(tmp_path, {}), shutil.copytree(world / "codec", tmp_path / "codec")
     config = json.loads((tmp_path / "codec" / "config.json").read_text())
     (tmp_path / "codec" / "config.json").write_text(json.dumps({**config, "griffin_lim_iterations": 0}))
     make(world, prompts, tmp_path / "out", ONE_STEP)
@@ -249,8 +248,8 @@ def test_clips_of_another_decoder_of_the_same_codec_are_others(world, tmp_path, 
     assert make(world, prompts, tmp_path / "out", ONE_STEP)["made"] == 0
     assert "did not keep its decoder_id; goes on" in capsys.readouterr().err
     make(world, prompts, tmp_path / "new", ONE_STEP)
-    made = generate(ONE_STEP, world / "model", tmp_path / "codec", prompts, tmp_path / "new")
-    assert made["made"] == 1 and "another decoder of the codec" in capsys.readouterr().out
+    assert generate(ONE_STEP, world / "model", codec, prompts, tmp_path / "new")["made"] == 1
+    assert "another decoder of the codec" in capsys.readouterr().out
     assert len({(tmp_path / name / "r0.wav").read_bytes() for name in ("out", "new")}) == 2
 
 
