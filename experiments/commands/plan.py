@@ -130,9 +130,8 @@ def plan(
     NAME is a recipe, whose stages (with ./params.yaml if that is for this recipe) give the days and whose
     `generate` section gives the clip, or a flavor of the model at 145 x 704 x 1280. How the work is spread
     and held is as the recipe's section for it says (--set too), unless an option says otherwise; of a flavor
-    blocks are recomputed. Nothing is allocated. --clips N --price P adds what N clips and the training cost:
+    blocks are recomputed. Nothing is allocated. --price adds what the training costs, --clips N clips too:
       nava plan nava_6b --gpus 128 --clips 1000000 --price 2.5 --encode-pixels-per-s 4e7
-    --price P without --clips: what the training alone costs.
     --align plans a round of the recipe's alignment: nava plan nava_6b --align --gpus 64 --price 2.5
     --dry-run also builds the shards of one rank among --gpus, simulates the others, and steps a tiny clip.
     """
@@ -147,11 +146,10 @@ def plan(
     held: dict[str, Any] = {"base": base, "rank": rank, "moments": moments, "local_batch": local_batch}
     options = PlanOptions(gpus=gpus, parked=parked, **spread, **held)
     check_options(options, asked)
-    rates = {"clips": clips, "price": price, "encode_pixels_per_s": encode_pixels_per_s}
+    rates = _rates(recipe, align, clips=clips, price=price, encode_pixels_per_s=encode_pixels_per_s)
     check_round(seconds_per_clip, align, work, dry_run, clips is not None or encode_pixels_per_s)
     if align:
         return plan_round(recipe, options, sizes, seconds_per_clip, speed, price, as_json)
-    _check_costs(recipe, rates)
     clip = _clip_of(recipe, **sizes)
     found = _memory(recipe, name, asked, options, clip, speed) | _times(recipe, clip, gpus, **speed)
     found |= _costs(recipe, clip, gpus, found, rates)
@@ -208,14 +206,15 @@ def _asks_for_costs(rates: dict[str, Any]) -> bool:
     return rates["clips"] is not None or bool(rates["price"]) or bool(rates["encode_pixels_per_s"])
 
 
-def _check_costs(recipe: Recipe | None, rates: dict[str, Any]) -> None:
+def _rates(recipe: Recipe | None, align: bool, **rates: Any) -> dict[str, Any]:
+    """As given. Raises ValueError where costs of a training are asked for that cannot be worked out."""
     from pretrain.plan_costs import check_rates
 
-    if not _asks_for_costs(rates):
-        return
-    if recipe is None:
-        raise ValueError("--clips, --price: a flavor has no stages to train; give a recipe")
-    check_rates(**rates)
+    if not align and _asks_for_costs(rates):
+        if recipe is None:
+            raise ValueError("--clips, --price: a flavor has no stages to train; give a recipe")
+        check_rates(**rates)
+    return rates
 
 
 def _costs(
