@@ -16,6 +16,7 @@ from experiments.scoring.clips import index_clips
 from experiments.scoring.config import settings_from
 from experiments.scoring.score_files import ScoreSettings, score_files
 from experiments.scoring.store import StoredRow
+from pretrain.files import path_in_row
 from pretrain.generation.clip_folder import INDEX, ClipFolder, files_of
 from pretrain.generation.config import GenerateConfig
 from pretrain.jsonl import scan
@@ -50,9 +51,11 @@ class BestOf:
     reason: str
 
 
-def check_rubric(rubric: Path) -> None:
-    """Raises in one line for a rubric file that is none, before clips are made."""
-    settings_from((), rubric, (), ())
+def check_choice(out: Path, rubric: Path, count: int) -> None:
+    """Raises in one line, before clips are made, for a rubric file that is none and for an `out` that
+    `choose` would not fill: another command's, or with files of somebody."""
+    settings = settings_from((), rubric, (), ())
+    ClipFolder.of(out, _request(beside(out, "candidates"), settings, count), (), aside=True)
 
 
 def choose(candidates: Path, rubric: Path, out: Path) -> list[BestOf]:
@@ -96,11 +99,8 @@ def _fill(
     rows: Sequence[Mapping[str, Any]],
     out: Path,
 ) -> None:
-    made_with = (read_marker(candidates) or {}).get("made_with", {})
-    weighed = json.dumps([settings.described(), repr(settings.rubric)], sort_keys=True, default=str)
-    rubric = hashlib.sha256(weighed.encode()).hexdigest()[:32]
     count = len({row["seed"] for row in rows})
-    request = {**made_with, "chosen": {"candidates": count, "rubric": rubric}}
+    request = _request(candidates, settings, count)
     folder = ClipFolder.of(out, request, [choice.prompt_id for choice in choices], aside=True)
     if folder.state == "finished":
         return
@@ -112,9 +112,20 @@ def _fill(
     folder.finish()
 
 
+def _request(candidates: Path, settings: ScoreSettings, count: int) -> dict[str, Any]:
+    """What a folder of choices is made with, by the candidates that are there."""
+    made_with = (read_marker(candidates) or {}).get("made_with", {})
+    weighed = json.dumps([settings.described(), repr(settings.rubric)], sort_keys=True, default=str)
+    rubric = hashlib.sha256(weighed.encode()).hexdigest()[:32]
+    return {**made_with, "chosen": {"candidates": count, "rubric": rubric}}
+
+
 def _take(candidates: Path, choice: BestOf, folder: ClipFolder, count: int) -> None:
     """Link the files of a choice, or copy them, under the prompt's name."""
     row = {**choice.row, "data_id": choice.prompt_id}
+    for key in ("reference_paths", "image_path"):
+        if key in row:
+            row[key] = _moved(row[key], candidates, folder.place)
     for key in ("video", "audio", "latents"):
         if name := choice.row.get(key):
             row[key] = f"{choice.prompt_id}{Path(name).suffix}"
@@ -123,6 +134,15 @@ def _take(candidates: Path, choice: BestOf, folder: ClipFolder, count: int) -> N
     row |= {"candidates": count, "scored": choice.scored}
     row |= {} if math.isnan(choice.total) else {"total": choice.total}
     folder.add(row, files_of(row))
+
+
+def _moved(names: Any, old: Path, new: Path) -> Any:
+    """Paths that start at one folder, of a row that goes into another."""
+    if isinstance(names, list):
+        return [_moved(name, old, new) for name in names]
+    if not names.startswith("./"):
+        return names
+    return path_in_row(Path(os.path.relpath(Path(os.path.realpath(old)) / names)), new)
 
 
 def _link(source: Path, path: Path) -> None:

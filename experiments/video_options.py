@@ -53,6 +53,13 @@ class VideoServing:
     niceness: Annotated[
         int, tyro.conf.arg(help="by which workers give way to the service's answers, 0 to 19")
     ] = 5
+    fail_waiting: Annotated[
+        bool,
+        tyro.conf.arg(
+            help="jobs that wait for another model, or for an adapter that is not given, fail with that "
+            "reason; without it the service does not start over them"
+        ),
+    ] = False
 
     def check_numbers(self) -> None:
         """Raises ValueError in one line."""

@@ -51,6 +51,7 @@ def checked(
         limits=jobs,
         made=int(served.model.stat().st_mtime),
         facts=dict(read_model_folder(served.model).facts),
+        adapter_ids=served.adapter_ids,
     )
     return GenerationServiceConfig(
         app=AppConfig(offer=offer, folder=folder.resolve(), limits=limits, batch=options.batch),
@@ -64,13 +65,14 @@ def checked(
         tokens=tokens,
         audit=folder / "audit.jsonl",
         insecure_ray=insecure_ray,
+        fail_waiting=options.fail_waiting,
     )
 
 
 def _served(options: VideoServing, config: GenerateConfig, out: Path) -> ServedModel:
     """Raises ValueError or FileNotFoundError for a model, codec or adapter that is none or does not fit."""
     from experiments.runs.registry import model_and_codec, model_folder
-    from finetune.adapters import MergedAdapters, ScaledAdapter
+    from finetune.adapters import check_adapter
     from orchestration.generation_service.making import ServedModel
     from pretrain.codecs.load import load_codecs
     from pretrain.generation.config import device_of
@@ -83,15 +85,16 @@ def _served(options: VideoServing, config: GenerateConfig, out: Path) -> ServedM
             raise FileNotFoundError(f"{path}: no such folder; {hint}")
     if not options.gpus:
         device_of(config)
-    check_fit(read_model_folder(model), model, load_codecs(codec), codec)
+    described = read_model_folder(model)
+    check_fit(described, model, load_codecs(codec), codec)
     adapters = {name: model_folder(path, out) for name, path in options.named_adapters().items()}
-    scaled = tuple(ScaledAdapter(path) for path in adapters.values())
-    MergedAdapters(model, config.weights, scaled).marks()
     return ServedModel(
         model=model.resolve(),
         codec=codec.resolve(),
         config=config,
         adapters={name: path.resolve() for name, path in adapters.items()},
+        checkpoint_id=str(described.facts["checkpoint_id"]),
+        adapter_ids={name: check_adapter(path, model).adapter_id for name, path in adapters.items()},
         resident=options.resident,
     )
 

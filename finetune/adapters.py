@@ -266,12 +266,17 @@ def apply_adapters(
                 f"{one.folder / SIDECAR}: adapter of the base's {adapter.base_weights} weights, these are "
                 f"its {weights} weights; set generate.weights={adapter.base_weights}"
             )
-        marks.append(f"{adapter.adapter_id}={one.scale:g}")
+        marks.append(f"{adapter.adapter_id}={_exact(one.scale)}")
         layers = sorted({name.rpartition(".lora_")[0] for name in tensors}) if one.scale else []
         for layer in layers:
             update = one.scale * adapter.config.scaling * _product(tensors, layer)
             _add(model.get_parameter(f"{layer}.weight"), update)
     return {"adapters": " ".join(marks)} if marks else {}
+
+
+def _exact(scale: float) -> str:
+    """As short as it reads back as itself, such as 1, 0.8 and 0.12345671."""
+    return repr(float(scale)).removesuffix(".0")
 
 
 def _add(parameter: Tensor, update: Tensor) -> None:
@@ -292,7 +297,9 @@ class MergedAdapters:
 
     def marks(self) -> dict[str, str]:
         """As of `apply_adapters`, which reads the same, without a model. Raises as `check_adapter`."""
-        found = [f"{check_adapter(one.folder, self.base).adapter_id}={one.scale:g}" for one in self.adapters]
+        found = [
+            f"{check_adapter(one.folder, self.base).adapter_id}={_exact(one.scale)}" for one in self.adapters
+        ]
         return {"adapters": " ".join(found)} if found else {}
 
     def __call__(self, model: AVTransformer, described: ModelFolder) -> None:

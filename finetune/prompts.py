@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from finetune.recipe import AlignConfig
-from pretrain.clip_kind import ClipKind, ClipSizes, by_kind, check_memory, kind_of
+from pretrain.clip_kind import ClipKind, ClipSizes, by_kind, check_memory, check_sound, kind_of
 from pretrain.codecs.base import Codecs
 from pretrain.files import read_json
 from pretrain.first_frames import check_first_frames
@@ -173,6 +173,7 @@ def _readable(path: Path, config: AlignConfig) -> list[PromptRow]:
     check_plain(rows, "alignment")
     check_first_frames(rows, config)
     check_memory(rows, config, config.fps)
+    check_sound(rows, config, config.fps)
     return rows
 
 

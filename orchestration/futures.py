@@ -76,26 +76,24 @@ class Futures:
         try:
             return ray.get(future)
         except RayError as error:
-            raise _own(error) from None
+            raise own_error(error) from None
 
     def _answer_of_rank(self, future: Any) -> Any:
         import ray
-        from ray.exceptions import RayActorError, RayError, RayTaskError
+        from ray.exceptions import RayError, RayTaskError
 
         try:
             return ray.get(future)
         except RayTaskError as error:  # before the other clauses: it also derives from its cause's class
             if self._another_died():
                 raise LostRank(short_line(error.cause)) from None
-            raise _own(error) from None
-        except RayActorError as error:
-            raise LostRank(short_line(error)) from None
+            raise own_error(error) from None
         except RayError as error:
-            raise _own(error) from None
+            raise (LostRank(short_line(error)) if is_lost(error) else own_error(error)) from None
 
     def _another_died(self) -> bool:
         import ray
-        from ray.exceptions import RayActorError, RayError, RayTaskError
+        from ray.exceptions import RayError
 
         done, _ = ray.wait(
             list(self._watched), num_returns=len(self._watched), timeout=_DEATH_NOTICE_S, fetch_local=False
@@ -104,16 +102,29 @@ class Futures:
             try:
                 ray.get(future)
             except RayError as error:
-                if isinstance(error, RayActorError) and not isinstance(error, RayTaskError):
+                if is_lost(error):
                     return True
         return False
 
 
-def _own(error: Any) -> Exception:
-    """The remote exception as if raised locally; OSError for failures of Ray itself."""
+def is_lost(error: BaseException) -> bool:
+    """A process is gone that was asked for something, by itself, for want of memory or with its machine."""
+    from ray.exceptions import RayTaskError
+
+    return isinstance(error, _gone()) and not isinstance(error, RayTaskError)
+
+
+def _gone() -> tuple[type[Exception], ...]:
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
+
+    return RayActorError, WorkerCrashedError, OutOfMemoryError, NodeDiedError
+
+
+def own_error(error: Any) -> Exception:
+    """The remote exception as if raised locally; OSError in one line for failures of Ray itself."""
     from ray.exceptions import (
         ActorUnschedulableError,
-        RayActorError,
+        ObjectLostError,
         RayError,
         RayTaskError,
         RuntimeEnvSetupError,
@@ -126,10 +137,12 @@ def _own(error: Any) -> Exception:
             if isinstance(cause, (ValueError, OSError))
             else ValueError(f"{type(cause).__name__}: {short_line(cause)}")
         )
-    if isinstance(cause, RayActorError):
+    if isinstance(cause, _gone()):
         return OSError(f"a worker was lost more often than max_restarts allows: {short_line(cause)}")
     if isinstance(cause, (RuntimeEnvSetupError, ActorUnschedulableError)):
         return OSError(
             f"Ray cannot start a process, look at its runtime_env and what it reserves: {short_line(cause)}"
         )
-    return OSError(f"Ray lost what a worker had made: {short_line(cause)}")
+    if isinstance(cause, ObjectLostError):
+        return OSError(f"Ray lost what a worker had made: {short_line(cause)}")
+    return OSError(f"Ray failed ({type(cause).__name__}): {short_line(cause)}")

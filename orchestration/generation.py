@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from orchestration.cluster import LOCAL, Place, connected
 from orchestration.config import RayConfig, Workers
-from orchestration.futures import short_line
+from orchestration.futures import is_lost, own_error, short_line
 from pretrain.generate import Spread
 from pretrain.generation.maker import ClipMaker
 from pretrain.generation.order import ClipDone, ClipOrder
@@ -59,13 +59,15 @@ class Hands(Generic[_WorkerT, _FutureT, _ResultT]):
     """Workers that take tasks as they are free, over plain callables, so that no Ray is needed to test it.
 
     hire: a new worker; start: gives it a task; wait: some finished futures; result: of one, or raises
-    LostWorkerError. A lost worker's task goes to the next free one; raises OSError after MOST_LOST in a row.
+    LostWorkerError; dismiss: ends a lost one, which may live yet. A lost worker's task goes to the next free
+    one; raises OSError after MOST_LOST in a row.
     """
 
     hire: Callable[[], _WorkerT]
     start: Callable[[_WorkerT, int], _FutureT]
     wait: Callable[[Sequence[_FutureT]], Sequence[_FutureT]]
     result: Callable[[_FutureT], _ResultT]
+    dismiss: Callable[[_WorkerT], object] = lambda worker: None
     workers: list[_WorkerT] = field(default_factory=list)
     lost: int = 0  # in a row
 
@@ -90,6 +92,15 @@ class Hands(Generic[_WorkerT, _FutureT, _ResultT]):
                 free.append(worker)
                 yield found
 
+    def prove(self, ask: Callable[[_WorkerT], _FutureT]) -> None:
+        """One of the workers answers. Raises as `work`, and what it raises."""
+        while True:
+            try:
+                self.result(ask(self.workers[0]))
+                return
+            except LostWorkerError as error:
+                self._replace(self.workers[0], error)
+
     def _replace(self, worker: _WorkerT, error: Exception) -> _WorkerT:
         self.lost += 1
         if self.lost >= MOST_LOST:
@@ -97,6 +108,7 @@ class Hands(Generic[_WorkerT, _FutureT, _ResultT]):
                 f"{self.lost} workers were lost without a batch made in between ({short_line(error)}); give "
                 "them more memory, then run again to go on"
             )
+        self.dismiss(worker)
         self.workers.remove(worker)
         self.workers.append(self.hire())
         return self.workers[-1]
@@ -123,28 +135,28 @@ def _run(
             start=lambda worker, number: worker.make.remote(number),
             wait=lambda futures: ray.wait(list(futures), num_returns=1)[0],
             result=_result,
+            dismiss=ray.kill,
         )
         hands.workers = [hands.hire() for _ in range(count)]
-        _result(hands.workers[0].ready.remote())  # a model that cannot be loaded changes nothing
+        hands.prove(lambda worker: worker.ready.remote())  # a model that cannot be loaded changes nothing
         begin()
         for clips in hands.work(order.todo, count):
             yield from clips
 
 
 def _result(future: Any) -> Any:
-    """Of a future; an error of one line comes out as its worker raised it."""
+    """Of a future. Raises LostWorkerError, OSError of one line where Ray fails, and what its worker raised: a
+    ValueError or OSError as that, another error as a ValueError with its class."""
     import ray
-    from ray.exceptions import RayActorError, RayTaskError
+    from ray.exceptions import RayError
 
     try:
         return ray.get(future)
-    except RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, ValueError | OSError):
-            raise (ValueError if isinstance(cause, ValueError) else OSError)(str(cause)) from None
-        raise
-    except RayActorError as error:
-        raise LostWorkerError(str(error)) from None
+    except RayError as error:
+        if is_lost(error):
+            raise LostWorkerError(str(error)) from None
+        found = own_error(error)
+        raise (ValueError if isinstance(found, ValueError) else OSError)(str(found)) from None
 
 
 def _place(given: Workers, address: str, threads: int, count: int) -> Place:

@@ -12,7 +12,7 @@ import contextlib
 import os
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -30,6 +30,7 @@ _RUN, _ATTEMPT, _LEFT, _AFTER, _PLACE = (
     "nava.after",
     "nava.place",
 )
+_WEB = ("http://", "https://")
 _ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 
@@ -108,43 +109,62 @@ def connect(address: str = "", insecure: bool = False) -> Cluster:
     """Connect to the dashboard at this address, else RAY_API_SERVER_ADDRESS, RAY_ADDRESS or this machine.
 
     If it requires a token, that of RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token is sent.
-    Raises ValueError for an invalid address, or a dashboard that takes jobs without a token unless
-    `insecure`; OSError if nothing responds.
+    What RAY_ADDRESS calls `auto` or HOST:6379 is asked for its dashboard first. Raises ValueError for an
+    invalid address, and unless `insecure` for one of Ray Client (`ray://`) and for a dashboard that takes
+    jobs without a token; OSError if nothing responds, or a dashboard does not tell whether it asks for one.
     """
     try:
-        from ray.exceptions import AuthenticationError, RayError
+        from ray.exceptions import RayError
         from ray.job_submission import JobSubmissionClient
     except ImportError as error:
         raise ValueError(f"Ray Jobs need Ray ({error}); pip install 'nava[serve]'") from None
-    if address and not address.startswith(("http://", "https://")):
+    if address and not address.startswith(_WEB):
         raise ValueError(f"--address {address}: expected the dashboard's address as http://HOST:8265")
-    where = address or (None if any(os.environ.get(name) for name in _ADDRESSES) else LOCAL)
-    shown = address_of(address)
+    given = address_of(address)
     try:
         # otherwise Ray prefers the environment over the argument
-        with _without(_ADDRESSES if address else ()):
-            try:
-                cluster = Cluster(JobSubmissionClient(where), shown)
-                if not insecure:
-                    check_dashboard(shown)
-                return cluster
-            except AuthenticationError:
-                if not (token := ray_token()):
-                    raise
-                return Cluster(
-                    JobSubmissionClient(where, headers={"Authorization": f"Bearer {token}"}),
-                    shown,
-                    by_token=True,
-                )
-    except ConnectionError:
+        with _without(_ADDRESSES):
+            url = given if given.startswith(_WEB) else _dashboard_of(given, insecure)
+            if not insecure:
+                check_dashboard(url)
+            return _connected(JobSubmissionClient, url)
+    except ConnectionError as error:
         raise OSError(
-            f"{shown}: no Ray cluster answers; start one by `ray start --head`, or give its --address"
+            f"{given}: no Ray cluster answers ({_first_line(error)}); start one by `ray start --head`, or "
+            "give its --address"
         ) from None
     except (
         RuntimeError,
         RayError,
     ) as error:  # incompatible version, or another token required
-        raise OSError(f"{shown}: {_first_line(error)}") from None
+        raise OSError(f"{given}: {_first_line(error)}") from None
+
+
+def _dashboard_of(address: str, insecure: bool) -> str:
+    """What Ray makes of another address than a dashboard's. Raises ValueError where it cannot be checked."""
+    from ray.dashboard.utils import get_address_for_submission_client
+
+    wanted = "give the dashboard's, --address http://HOST:8265"
+    if "://" in address and not insecure:  # Ray would connect to it, or import a module, to find out
+        raise ValueError(f"{address}: not the address of a dashboard, so it cannot be checked; {wanted}")
+    try:
+        url = get_address_for_submission_client(address)
+    except ValueError as error:  # its control store knows of no dashboard
+        raise OSError(f"{address}: {_first_line(error)}") from None
+    if not url.startswith(_WEB) and not insecure:
+        raise ValueError(f"{address}: leads to {url[:100]!r}, which is no dashboard; {wanted}")
+    return url
+
+
+def _connected(client: Callable[..., Jobs], url: str) -> Cluster:
+    from ray.exceptions import AuthenticationError
+
+    try:
+        return Cluster(client(url), url)
+    except AuthenticationError:
+        if not (token := ray_token()):
+            raise
+        return Cluster(client(url, headers={"Authorization": f"Bearer {token}"}), url, by_token=True)
 
 
 def address_of(address: str) -> str:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestration.cluster import LOCAL, session
-from orchestration.futures import short_line
+from orchestration.futures import is_lost, own_error, short_line
 
 TRIES = 3
 OBJECT_STORE_MB = 256
@@ -65,21 +65,24 @@ class RayWorkers:
             ) from None
 
     def alone(self, work: Callable[[_ItemT], object], item: _ItemT) -> bool:
-        """One more try in a worker; False where it died. Raises what `work` raised."""
+        """One more try in a worker; False where it died. Raises what `work` raised; OSError of Ray's."""
         import ray
-        from ray.exceptions import OutOfMemoryError, WorkerCrashedError
+        from ray.exceptions import RayError
 
         made = ray.remote(num_cpus=1, max_retries=0)(_guarded(work))
         try:
             row = ray.get(made.remote({"place": 0, "item": pickle.dumps(item)}))
-        except (WorkerCrashedError, OutOfMemoryError):
-            return False
+        except RayError as error:
+            if is_lost(error):
+                return False
+            raise own_error(error) from None
         _answer(row["answer"])
         return True
 
     def check_paths(self, paths: Sequence[Path]) -> None:
-        """Raises ValueError naming a path that a machine of the cluster does not see."""
+        """Raises ValueError naming a path that a machine of the cluster does not see; OSError of Ray's."""
         import ray
+        from ray.exceptions import RayError
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         def unseen(texts: Sequence[bytes]) -> list[bytes]:
@@ -93,7 +96,11 @@ class RayWorkers:
             .remote(texts)
             for node in nodes
         ]
-        for missing in ray.get(tasks):
+        try:
+            unseen_by_node = ray.get(tasks)
+        except RayError as error:
+            raise own_error(error) from None
+        for missing in unseen_by_node:
             if missing:
                 raise ValueError(
                     f"{os.fsdecode(missing[0])}: a machine of the Ray cluster does not see it; put videos "

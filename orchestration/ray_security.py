@@ -15,7 +15,7 @@ from orchestration.ray_token import ray_token, token_path
 
 MODE, LOOPBACK_ONLY = "RAY_AUTH_MODE", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 OPTION = "--insecure-ray"
-PROBE_S = 5.0
+PROBE_S = 15.0
 HOW = (
     "`ray get-auth-token --generate` there, start it with RAY_AUTH_MODE=token, and put the same token into "
     f"~/.ray/auth_token here; or give {OPTION}"
@@ -69,7 +69,7 @@ def _listen_on_loopback(only: bool = True) -> None:
 
 def join_securely(address: str, insecure: bool = False, is_open: Callable[[str], bool] | None = None) -> None:
     """Makes Ray send its token to the cluster at `address`. Raises ValueError where there is no token, or
-    where the cluster answers without one."""
+    where the cluster answers without one; OSError where nobody answers."""
     check_mode(insecure)
     _listen_on_loopback(False)
     token = ray_token()
@@ -86,36 +86,67 @@ def join_securely(address: str, insecure: bool = False, is_open: Callable[[str],
 
 
 def answers_without_token(address: str) -> bool:
-    """True where the cluster's control store answers a call that has no token. False where nobody answers:
-    joining it tells why. Raises ValueError for an address that cannot be asked."""
+    """True where the cluster's control store answers a call that has no token.
+
+    Raises ValueError for an address that cannot be asked, OSError where nobody answers: what cannot be asked
+    is not joined, as it may answer the next call.
+    """
     import grpc
 
     if address == "auto":
         from ray._private.services import canonicalize_bootstrap_address
 
-        address = canonicalize_bootstrap_address("auto") or ""
+        if not (address := canonicalize_bootstrap_address("auto") or ""):
+            raise OSError("--ray auto: no Ray runs here; `ray start --head` starts one")
     if "://" in address:
         raise ValueError(f"--ray {address}: expected HOST:PORT of the cluster's head, or auto")
-    with grpc.insecure_channel(address) as channel:
+    with _channel(address) as channel:
         alive = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
         try:
             alive(b"", timeout=PROBE_S)
         except grpc.RpcError as error:
-            refused = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
-            unreachable = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-            return error.code() not in (*refused, *unreachable)  # type: ignore[attr-defined]
+            code = error.code()  # type: ignore[attr-defined]
+            if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                raise OSError(
+                    f"Ray at {address}: cannot be reached ({code.name}), so nothing tells whether it asks "
+                    "for a token; `ray start --head` starts one"
+                ) from None
+            return code not in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
     return True
 
 
+def _channel(address: str) -> Any:
+    """As Ray's own, but without its token."""
+    import grpc
+
+    if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
+        return grpc.insecure_channel(address)
+    from ray._common.tls_utils import load_certs_from_env
+
+    chain, key, root = load_certs_from_env()
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(root, key, chain))
+
+
 def check_dashboard(url: str) -> None:
-    """Raises ValueError where the dashboard lists its jobs without a token: it takes them from anyone too."""
+    """Returns where the dashboard refuses to list its jobs without a token.
+
+    url: http(s)://HOST:PORT, which `orchestration.launch.connect` also sends the job to. Raises ValueError
+    where the dashboard lists them: it takes jobs from anyone too; ConnectionError where it does not answer,
+    OSError where it answers neither with them nor with a refusal.
+    """
     from rewards.http import NoAnswer, Unending, exchange
 
     try:
-        answer = exchange(f"{url.rstrip('/')}/api/jobs/", timeout_s=PROBE_S, proxies=False)
+        # proxies of the environment, as Ray's client has them
+        answer = exchange(f"{url.rstrip('/')}/api/jobs/", timeout_s=PROBE_S)
     except NoAnswer as error:
         if not isinstance(error, Unending):
-            return  # whoever connects next is told why
+            raise ConnectionError(error.reason) from None
         raise ValueError(f"Ray at {url}: {error.reason} for its jobs; {HOW}") from None
     if answer.status == 200:
         raise ValueError(f"Ray at {url}: it takes jobs without a token, so it runs anyone's code; {HOW}")
+    if answer.status not in (401, 403):
+        raise OSError(
+            f"Ray at {url}: answers {answer.status} where it should list its jobs or ask for a token; run "
+            f"again once it has started, give the dashboard's address, or {OPTION}"
+        )

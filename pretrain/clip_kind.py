@@ -12,6 +12,7 @@ from pretrain.prompt import PromptRow
 from pretrain.tasks import TASKS
 from pretrain.types import (
     AUDIO_CHANNELS,
+    AUDIO_TOKENS_PER_S,
     PIXELS_PER_LATENT,
     VIDEO_CHANNELS,
     num_audio_tokens,
@@ -89,6 +90,17 @@ def check_memory(rows: Iterable[PromptRow], sizes: ClipSizes, fps: float, batch:
             raise ValueError(
                 f"{some[0].where}: {asked} when decoded, and {at_once} at once are more than the "
                 f"{memory / 2**30:,.0f} GiB of this machine; lower batch_size"
+            )
+
+
+def check_sound(rows: Iterable[PromptRow], sizes: ClipSizes, fps: float) -> None:
+    """Raises ValueError, with the prompt's `file:line`, for a clip too short for one token of sound."""
+    for kind, some in by_kind(rows, sizes).items():
+        if kind.audio and not num_audio_tokens(kind.num_frames, fps):
+            raise ValueError(
+                f"{some[0].where}: num_frames {kind.num_frames} at {fps:g} a second last "
+                f"{kind.num_frames / fps:.3g} s, less than half a token of sound "
+                f"({1 / AUDIO_TOKENS_PER_S:g} s); ask for more"
             )
 
 

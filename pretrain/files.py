@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MAX_WHOLE = 2**64  # of numbers in rows
 MAX_DIGITS = 40  # of numbers in other JSON: tokenizers say 10**30 for "no limit"
+MAX_FILE_NAME_BYTES = 255  # of ext4, APFS and NTFS
 TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 
@@ -32,7 +33,7 @@ def replacing(path: Path) -> Iterator[Path]:
     naming `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path, "tmp")
     try:
         yield temporary
         temporary.replace(path)
@@ -42,6 +43,31 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _beside(path: Path, ending: str) -> Path:
+    """`.NAME.PID.ending` of this process; a digest stands for the end of a NAME that leaves it no room."""
+    name, around = path.name, f".{os.getpid()}.{ending}"
+    if len(os.fsencode(name)) + len(around) + 1 > MAX_FILE_NAME_BYTES:
+        digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+        room = MAX_FILE_NAME_BYTES - len(around) - len(digest) - 2
+        name = f"{os.fsencode(name)[:room].decode(errors='ignore')}~{digest}"
+    return path.with_name(f".{name}{around}")
+
+
+def path_in_row(path: Path, folder: Path, here: Path = Path()) -> str:
+    """A path as a row of an index in `folder` names it: absolute as it is, else from there, after a `./`.
+
+    here: where a relative `path` starts, the working directory."""
+    if path.is_absolute():
+        return str(path)
+    return f"./{Path(os.path.relpath(here / path, os.path.realpath(folder))).as_posix()}"
+
+
+def path_of_row(text: str, folder: Path) -> Path:
+    """What `path_in_row` wrote. A relative path without `./` starts at the working directory: earlier
+    versions wrote it so."""
+    return folder / text if text.startswith("./") else Path(text)
 
 
 @contextmanager
@@ -91,7 +117,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 def apply_umask(path: Path) -> None:
     """Gives a file the permissions of any newly made one; the safetensors library leaves 0600."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.mode")
+    fresh = _beside(path, "mode")
     try:
         fresh.touch(exist_ok=False)
         path.chmod(stat.S_IMODE(fresh.stat().st_mode))

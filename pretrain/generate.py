@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from pretrain.clip_files import marks_of
-from pretrain.clip_kind import check_memory
+from pretrain.clip_kind import check_memory, check_sound
 from pretrain.codecs.load import load_codecs
 from pretrain.files import locked
 from pretrain.first_frames import check_first_frames, read_first_frames
@@ -83,6 +83,9 @@ def generate(
     started = time.perf_counter()
     with _alone(out):
         folder = ClipFolder.of(out, request, [job.name for job in jobs], aside)
+        if folder.not_kept:
+            told = f"{out}: begun by an earlier version, which did not keep its {folder.not_kept}; goes on"
+            print(told, file=sys.stderr)
         there = folder.done() if folder.state in ("unfinished", "finished") else {}
         made = {"clips": len(jobs), "made": len(jobs) - len(there)}
         if folder.state != "finished":
@@ -118,6 +121,7 @@ def checked_jobs(rows: Sequence[PromptRow], config: GenerateConfig) -> list[Clip
     check_files(asked)
     check_first_frames(asked, config, config.fit)
     check_memory(asked, config, config.fps, config.batch_size)
+    check_sound(asked, config, config.fps)
     for row in {row.image_path: row for row in asked if row.image_path}.values():
         read_first_frames([row])  # decoded, so that a damaged one is known before the work
     return jobs

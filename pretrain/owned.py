@@ -1,4 +1,4 @@
-"""Output folders that a command replaces as a whole: its own, and nobody else's.
+"""Output folders and files that a command replaces as a whole: its own, and nobody else's.
 
 A folder is replaced where it is absent, empty, or marked by the same command and without a file that the
 command did not make. What was there is moved to the trash and comes back where the exchange fails. Links and
@@ -8,19 +8,21 @@ command did not make. What was there is moved to the trash and comes back where 
 from __future__ import annotations
 
 import errno
+import filecmp
 import json
 import os
 import platform
 import re
 import secrets
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
-from pretrain.files import TEMPORARY, is_running, write_json
-from pretrain.storage import TRASH, trash_of
+from pretrain.files import TEMPORARY, is_running, replacing, write_json
+from pretrain.storage import TRASH, move_aside, trash_of
 from pretrain.trash import claimed, said_moved
 
 MARKER = ".nava-output.json"
@@ -83,6 +85,19 @@ def owned_folder(out: Path, command: str) -> Iterator[Path]:
         _exchange(fresh, target, out, command)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+@contextmanager
+def replaced_file(path: Path) -> Iterator[Path]:
+    """As `pretrain.files.replacing`; a file of other content that is there, which may be anybody's, goes to
+    the trash first, and stderr says where. Raises OSError where it cannot be written or moved."""
+    with replacing(path) as temporary:
+        yield temporary
+        if os.path.lexists(path) and not (path.is_file() and filecmp.cmp(path, temporary, shallow=False)):
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+            with redirect_stdout(sys.stderr):  # stdout may be JSON
+                move_aside(path)
 
 
 def add_to_marker(folder: Path, names: Iterable[str]) -> None:

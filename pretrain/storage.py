@@ -16,7 +16,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -58,6 +59,7 @@ _DRIVERS = {
 _OPTIONS = {"use_listings_cache": False}  # other ranks write too
 _S3_OPTIONS = {"max_concurrency": 4}  # parts of 50 MiB in memory at once
 _CHUNK = 8 * 2**20
+_REQUESTS = 16  # at once
 _OF_OUT = (TRASH, "tracking")  # folders that only an output folder has
 
 
@@ -122,13 +124,11 @@ def list_folder(path: Path) -> list[Path]:
         return sorted(path.iterdir()) if path.is_dir() else []
     with named_errors(path):
         try:
-            names = {
-                entry["name"].rstrip("/").rsplit("/", 1)[-1]
-                for entry in _store(path).ls(_key(path), detail=True)
-            }
+            keys = {entry["name"].strip("/") for entry in _store(path).ls(_key(path), detail=True)}
         except FileNotFoundError:
             return []
-    return [path / name for name in sorted(names - {"", path.name})]
+    # some stores also list the folder itself
+    return [path / key.rsplit("/", 1)[-1] for key in sorted(keys - {"", _key(path).strip("/")})]
 
 
 def holds_work(folder: Path) -> bool:
@@ -153,6 +153,21 @@ def remove_folder(path: Path) -> None:
             _store(path).rm(_key(path), recursive=True)
         except FileNotFoundError:
             return
+
+
+def remove_files(folder: Path, names: Sequence[str]) -> None:
+    """Delete files of a folder by name, and the folder if it is empty then; missing ones are passed over.
+
+    Raises OSError where the system or a store refuses.
+    """
+    # one request a file: fsspec takes a list of names for patterns
+    with ThreadPoolExecutor(_REQUESTS if is_remote(folder) and _appears_whole(folder) else 1) as pool:
+        list(pool.map(remove_file, [folder / name for name in names]))
+    if not is_remote(folder):
+        with suppress(OSError):  # it holds something
+            folder.rmdir()
+    elif not list_folder(folder):
+        remove_folder(folder)  # an object that stands for the folder
 
 
 def trash_of(path: Path) -> Path:

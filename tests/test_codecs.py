@@ -4,6 +4,7 @@ refusals."""
 from __future__ import annotations
 
 import hashlib
+import json
 from functools import cache
 from pathlib import Path
 
@@ -185,6 +186,16 @@ def test_folder_round_trip_and_damage(tmp_path: Path) -> None:
     path.write_bytes(data[:50])
     with pytest.raises(ValueError, match="damaged"):
         load_codecs(tmp_path / "codec")
+
+
+def test_what_decodes_has_an_id_of_its_own(tmp_path: Path) -> None:
+    first = write_codec(tmp_path / "codec")
+    config = tmp_path / "codec" / "config.json"
+    changed = {**json.loads(config.read_text()), "griffin_lim_iterations": 7}
+    config.write_text(json.dumps(changed))
+    found = load_codecs(tmp_path / "codec")
+    assert found.codec_id == first.codec_id and found.decoder_id != first.decoder_id
+    assert len(found.decoder_id) == 16 and first.decoder_id == write_codec(tmp_path / "again").decoder_id
 
 
 def test_missing_tensor_is_named() -> None:

@@ -213,9 +213,19 @@ def test_the_id_names_what_shapes_latents(whole: Path, parts: Path, tmp_path: Pa
     def made(**changes: Any) -> str:
         return write_codec(parts, tmp_path / "codec", dataclasses.replace(EXACT, **changes))
 
-    first = made()
+    def decoder() -> str:
+        return load_codecs(tmp_path / "codec").decoder_id
+
+    first, decodes = made(), {decoder()}
     assert first == write_codec(whole, tmp_path / "elsewhere")
-    assert first == made(decode_tile=64, tile_overlap=32) == made(device="auto")
+    assert first == made(device="auto", parked=True) and {decoder()} == decodes
+    assert first == made(encode_tile=0, tile_overlap=32) and {decoder()} == decodes  # of no tile at all
+    assert first == made(decode_tile=64, tile_overlap=32)
+    decodes.add(decoder())
+    made(decode_tile=96, tile_overlap=32)
+    decodes.add(decoder())
+    made(text_dtype="bfloat16")
+    assert len(decodes) == 3 and decoder() in decodes
     tiled = {
         made(encode_tile=64, tile_overlap=32),
         made(encode_tile=96, tile_overlap=32),

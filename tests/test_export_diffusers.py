@@ -179,6 +179,11 @@ def test_the_command_replaces_its_own_folders_only(world, tmp_path, monkeypatch,
         export_diffusers(**given)
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         export_diffusers(model=tmp_path, codec=world / "codec", to=tmp_path / "e")
+    with pytest.raises(ValueError, match=r"generate\.quantisation=int8: a pipeline computes in the dtype"):
+        export_diffusers(
+            **{**given, "to": tmp_path / "e"},
+            settings=("generate.bf16=true", "generate.quantisation=int8"),
+        )
     with pytest.raises(ValueError, match="--shard-gib"):
         export_diffusers(**given, shard_gib=0.0)
     assert not (tmp_path / "e").exists()

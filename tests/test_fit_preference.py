@@ -177,8 +177,10 @@ def test_the_order_of_votes_and_scores_changes_nothing(world, tmp_path):
         lines = (world / f"{name}.jsonl").read_text().splitlines(keepends=True)
         random.Random(2).shuffle(lines)
         (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    (tmp_path / "preference.json").write_text("mine")
     assert fit(tmp_path) == 0
     assert (tmp_path / "preference.json").read_bytes() == (world / "preference.json").read_bytes()
+    assert [path.read_text() for path in (tmp_path / ".trash").iterdir()] == ["mine"]
 
 
 def test_repeats_checks_dropped_raters_and_other_axes_do_not_count(tmp_path):

@@ -25,7 +25,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
+from pretrain.clip_files import COMMENT
 from pretrain.codecs.load import load_codecs
+from pretrain.files import write_json
 from pretrain.flow.guidance import NO_GUIDANCE, GuidanceScales
 from pretrain.generate import Spread, generate
 from pretrain.generation.conditions import conditioning_of, negative_conditioning, noise_of
@@ -33,7 +35,9 @@ from pretrain.generation.config import GenerateConfig
 from pretrain.generation.jobs import clip_jobs
 from pretrain.generation.maker import ClipMaker
 from pretrain.generation.order import ClipDone, ClipOrder, one_process
-from pretrain.media.read import read_media
+from pretrain.generation.request import request_id
+from pretrain.media.read import read_media, read_metadata
+from pretrain.media.wav_marks import marks_of_wav
 from pretrain.media.write import write_wav
 from pretrain.model.flops import ClipShape, forward_flops
 from pretrain.owned import MARKER
@@ -225,6 +229,29 @@ def test_latents_of_a_process_that_died_while_it_decoded_are_not_made_again(worl
         make(world, prompts, tmp_path / "out", spread=stopping_after(1))
     monkeypatch.setattr(ClipMaker, "latents", lambda *_: pytest.fail("sampled again"))
     assert make(world, prompts, tmp_path / "out")["made"] == 1
+
+
+def test_clips_of_another_decoder_of_the_same_codec_are_others(world, tmp_path, capsys):
+    prompts = prompts_of(tmp_path, {})
+    shutil.copytree(world / "codec", tmp_path / "codec")
+    config = json.loads((tmp_path / "codec" / "config.json").read_text())
+    (tmp_path / "codec" / "config.json").write_text(json.dumps({**config, "griffin_lim_iterations": 0}))
+    make(world, prompts, tmp_path / "out", ONE_STEP)
+    marker, decoder_id = tmp_path / "out" / MARKER, load_codecs(world / "codec").decoder_id
+    marks, row = marks_of_wav(tmp_path / "out" / "r0.wav"), index_of(tmp_path / "out")[0]
+    assert (marks["decoder_id"], marks["seed"], marks["data_id"]) == (decoder_id, "0", "r0") and row[
+        "seed"
+    ] == 0
+    assert read_metadata(tmp_path / "out" / "r0.mp4").items() >= marks.items() >= {"comment": COMMENT}.items()
+    earlier = json.loads(marker.read_text())
+    assert earlier["made_with"].pop("decoder") == decoder_id
+    write_json(marker, {**earlier, "id": request_id(earlier["made_with"])})
+    assert make(world, prompts, tmp_path / "out", ONE_STEP)["made"] == 0
+    assert "did not keep its decoder_id; goes on" in capsys.readouterr().err
+    make(world, prompts, tmp_path / "new", ONE_STEP)
+    made = generate(ONE_STEP, world / "model", tmp_path / "codec", prompts, tmp_path / "new")
+    assert made["made"] == 1 and "another decoder of the codec" in capsys.readouterr().out
+    assert len({(tmp_path / name / "r0.wav").read_bytes() for name in ("out", "new")}) == 2
 
 
 def test_another_request_is_refused_while_the_folder_is_unfinished(world, tmp_path):

@@ -1,13 +1,18 @@
 """A folder of clips: what it is made with, what is there whole, and what becomes of what was there."""
 
+import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pretrain.generation.clip_folder import PARTS, ClipFolder
-from pretrain.generation.request import difference
+from pretrain.generation.config import GenerateConfig
+from pretrain.generation.jobs import clip_jobs
+from pretrain.generation.request import asked_of, difference, digest_of_jobs, digests_of_files, same_as
 from pretrain.owned import MARKER
+from pretrain.prompt import read_prompts
 from pretrain.storage import TRASH, place
 
 REQUEST = {"model": "1111", "prompts": {"clips": 3, "sha256": "aa"}, "settings": {"sampler": {"steps": 2}}}
@@ -154,7 +159,86 @@ def test_a_store_works_like_a_folder():
 def test_a_difference_names_what_differs():
     assert difference(REQUEST, {**REQUEST, "model": "2222"}) == "another model (1111, asked for is 2222)"
     other = {**REQUEST, "prompts": {"clips": 4, "sha256": "bb"}}
-    assert difference(REQUEST, other).startswith("other prompts (clips 3, sha256 aa, asked for is clips 4")
+    told = (
+        "other prompts, or other seeds, tasks or negative prompts of them (clips 3, sha256 aa, asked for is"
+    )
+    assert difference(REQUEST, other).startswith(f"{told} clips 4")
     assert difference(REQUEST, {**REQUEST, "settings": {"sampler": {"steps": 3}}}) == (
         "generate.sampler.steps 2, asked for is 3"
     )
+
+
+def test_a_folder_of_a_version_that_kept_no_decoder_goes_on_and_says_so(tmp_path):
+    asked = {**REQUEST, "decoder": "d1"}
+    begun(tmp_path / "clips", "a")
+    folder = ClipFolder.of(tmp_path / "clips", asked, NAMES)
+    assert (folder.state, folder.not_kept, list(folder.done())) == ("unfinished", "decoder_id", ["a"])
+    folder.begin(1)
+    fill(folder, "b", "c")
+    folder.finish()
+    kept = json.loads((tmp_path / "clips" / MARKER).read_text())["made_with"]
+    assert kept == REQUEST  # what made `a` is not known, and is not said
+    again = ClipFolder.of(tmp_path / "clips", asked, NAMES)
+    assert (again.state, again.not_kept) == ("finished", "decoder_id")
+    folder = ClipFolder.of(tmp_path / "clips", {**asked, "model": "2222"}, NAMES)
+    assert folder.why == "made with another model (1111, asked for is 2222)"
+
+
+def test_another_decoder_makes_other_clips_but_the_same_latents(tmp_path):
+    begun(tmp_path / "latents", decoder="d1")
+    folder = ClipFolder.of(tmp_path / "latents", {**REQUEST, "decoder": "d2"}, NAMES)
+    folder.begin(1)
+    assert folder.is_ours and folder.request["decoder"] == "d2"
+    assert not (tmp_path / TRASH).exists()
+    begun(tmp_path / "clips", "a", decoder="d1")
+    with pytest.raises(ValueError, match=r"another decoder .* \(d1, asked for is d2\)"):
+        ClipFolder.of(tmp_path / "clips", {**REQUEST, "decoder": "d2"}, NAMES)
+    begun(tmp_path / "done", *NAMES, decoder="d1").finish()
+    assert ClipFolder.of(tmp_path / "done", {**REQUEST, "decoder": "d2"}, NAMES).state == "replaced"
+
+
+def requested(folder: Path, config: GenerateConfig, *rows: dict) -> dict:
+    """The entries of what clips of these rows are made with that speak of the rows."""
+    whole = [{"data_id": f"r{number}", "prompt": "A wall.", **row} for number, row in enumerate(rows)]
+    (folder / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in whole))
+    jobs = clip_jobs(read_prompts(folder / "p.jsonl"), config)
+    files = digests_of_files(jobs)
+    prompts = {"clips": len(jobs), "sha256": digest_of_jobs(jobs, files)}
+    return {**REQUEST, "prompts": prompts, "asked": asked_of(jobs, files)}
+
+
+def test_seeds_tasks_and_negative_prompts_are_named_apart_from_prompts(tmp_path):
+    plain = GenerateConfig(seed=5)
+    first = requested(tmp_path, plain, {}, {})
+    assert first["asked"] | {"prompts": ""} == {
+        "prompts": "",
+        "seeds": "5",
+        "tasks": "none",
+        "negative_prompts": "none",
+    }
+
+    def changed(config: GenerateConfig, *rows: dict) -> str:
+        return difference(first, requested(tmp_path, config, *rows))
+
+    assert changed(replace(plain, seed=6), {}, {}) == "other seeds (5, asked for is 6)"
+    assert changed(replace(plain, seeds=(5, 7)), {}, {}).startswith("other seeds (5, asked for is 5, 7 (")
+    assert changed(replace(plain, task="T2A"), {}, {}) == "other tasks (none, asked for is T2A)"
+    blurry = replace(plain, negative_prompt="blurry")
+    assert changed(blurry, {}, {}) == "other negative prompts (none, asked for is blurry)"
+    assert changed(plain, {}, {"prompt": "A ball."}).startswith("other prompts (2 (")
+    assert changed(plain, {}, {"height": 64, "width": 64}).startswith("other prompts (2 (")
+    swapped = [requested(tmp_path, plain, {"seed": a}, {"seed": b}) for a, b in ((1, 2), (2, 1))]
+    assert difference(*swapped).startswith("other seeds (1, 2 (")
+
+
+def test_a_folder_of_a_version_that_kept_less_of_its_prompts_is_the_same(tmp_path):
+    (tmp_path / "v.wav").write_bytes(b"a voice")
+    spoken = {"prompt": "Says <S>no<E>.", "spk_wavs": ["v.wav"], "seed": 3, "meta": {"k": 1}}
+    asked = {**requested(tmp_path, GenerateConfig(), spoken), "decoder": "d", "adapters": "ab=0.12345671"}
+    said = {"name": "r0", "seed": 3, "data_id": "r0", "prompt": "Says <S>no<E>.", "negative": "", "task": ""}
+    said |= {"image": "", "references": [hashlib.sha256(b"a voice").hexdigest()]}
+    said |= {"size": [None, None, None], "meta": {"k": 1}}
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]
+    earlier = {**REQUEST, "prompts": {"clips": 1, "sha256": digest}, "adapters": "ab=0.123457"}
+    assert same_as(earlier, asked) and not same_as({**earlier, "adapters": "ab=0.123458"}, asked)
+    assert not same_as({**earlier, "asked": asked["asked"]}, asked)  # which keeps scales whole

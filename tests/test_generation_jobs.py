@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.clip_kind import ClipKind, kind_of
+from pretrain.clip_kind import ClipKind, check_sound, kind_of
+from pretrain.generate import checked_jobs
 from pretrain.generation.beyond import beyond
 from pretrain.generation.config import GenerateConfig
 from pretrain.generation.jobs import batches_of, clip_jobs, left_out
@@ -128,3 +129,13 @@ def test_clips_beyond_the_training_are_warned_of(tmp_path):
     ]
     assert found[0]["message"] == "97 frames (4.04 s), the model was trained on 25; expect worse"
     assert beyond(clip_jobs(rows, CONFIG), CONFIG, {}) == []
+
+
+def test_a_clip_too_short_for_a_token_of_sound_is_refused_with_its_row(tmp_path):
+    """At 60 frames a second one frame is 0.42 tokens of sound, and 5 are 2.1."""
+    fast = dataclasses.replace(CONFIG, fps=60.0)
+    rows = rows_of(tmp_path, {"num_frames": 5}, {"num_frames": 1, "task": "T2V"}, {"num_frames": 1})
+    check_sound([job.row for job in clip_jobs(rows[:2], fast)], fast, fast.fps)
+    with pytest.raises(ValueError, match=r"p\.jsonl:3: num_frames 1 at 60 a second last 0\.0167 s"):
+        checked_jobs(rows, fast)
+    check_sound(rows, CONFIG, CONFIG.fps)

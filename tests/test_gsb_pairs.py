@@ -201,6 +201,20 @@ def test_export_leaves_an_old_file_alone_when_it_fails(tmp_path, capsys):
     ] == ["pairs.jsonl"]
 
 
+def test_a_file_that_differs_goes_to_the_trash(tmp_path, capsys):
+    generated(tmp_path / "ours")
+    generated(tmp_path / "base")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "pairs.jsonl").write_text("mine")
+    for _ in range(2):
+        assert export(tmp_path, [row()], "--json") == 0
+    (kept,) = (out / ".trash").iterdir()
+    assert kept.read_text() == "mine" and len(read_pairs(out / "pairs.jsonl")) == 1
+    told = capsys.readouterr()
+    assert f"moved to {kept}" in told.err and len(told.out.splitlines()) == 2
+
+
 def test_repeats_checks_and_dropped_raters_make_no_pairs(tmp_path):
     generated(tmp_path / "ours")
     generated(tmp_path / "base")

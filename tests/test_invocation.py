@@ -97,6 +97,61 @@ def test_a_stage_that_fails_fails_the_command_and_is_described(tmp_path):
     assert "[curate](run:" in notes(above)[-1] and "| failed |" in notes(above)[-1]
 
 
+def killed(name: str, layout: Layout, root: Path) -> SpoolTracker:
+    """A stage that is left as a kill leaves it."""
+    with (
+        pytest.raises(KeyboardInterrupt),
+        tracked(name, "mini", {"a": 1}, layout, root, resume=True, given={}),
+    ):
+        layout.output_of(name).mkdir(parents=True, exist_ok=True)
+        raise KeyboardInterrupt
+    return SpoolTracker(layout.tracking / runs.running_key(name, layout))
+
+
+def gone_on(name: str, layout: Layout, root: Path) -> SpoolTracker:
+    with tracked(name, "mini", {"a": 1}, layout, root, resume=True, given={}) as tracker:
+        (layout.output_of(name) / "made.txt").write_text(name)
+    return tracker
+
+
+def test_a_stage_that_went_on_is_below_the_command_that_finished_it(tmp_path):
+    layout = layout_in(tmp_path)
+    with pytest.raises(KeyboardInterrupt), invocation("pretrain mini", layout, tmp_path) as first:
+        stage("corpus", layout, tmp_path)
+        began = killed("pretrain_stage1", layout, tmp_path)
+        raise KeyboardInterrupt
+    events = [event for _, event in SpooledRun(began.folder).events()]
+    lines = [json.dumps({**event, "time_ms": event["time_ms"] - 7_200_000}) + "\n" for event in events]
+    (began.folder / "events.jsonl").write_text("".join(lines))  # two hours ago
+    with invocation("pretrain mini", layout, tmp_path) as second:
+        assert gone_on("pretrain_stage1", layout, tmp_path).key == began.key
+    assert [run.key for run in children(layout.tracking, second.key)] == [began.key]
+    assert began.key not in {run.key for run in children(layout.tracking, first.key)}
+    assert f"[pretrain_stage1](run:{began.key}) | finished" in notes(second)[-1]
+    [line] = invocations._stages(second, layout)[:1]
+    assert line.seconds is not None and line.seconds < 3600  # from where it went on
+    ends = [SpooledRun(run.folder).last_end()[0] for run in (first, second)]
+    assert ends == ["KILLED", "FINISHED"]
+
+
+def test_what_dvc_ran_ends_as_its_stages_ended_in_it(tmp_path, monkeypatch):
+    """Also where the run that DVC was killed with has gone on below another one since."""
+    layout, spool = layout_in(tmp_path), layout_in(tmp_path).tracking
+    above = []
+    for number, run in enumerate((killed, gone_on)):
+        process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        above.append(SpoolTracker(spool / f"{number}-dvc-repro"))
+        above[-1].start(RunStart(name="dvc-repro"), process.pid)
+        monkeypatch.setenv(INVOCATION, str(above[-1].folder.resolve()))
+        stage(("corpus", "curate")[number], layout, tmp_path)
+        run("pretrain_stage1", layout, tmp_path)
+        process.kill()
+        process.wait()
+    for tracker, status in zip(above, ("KILLED", "FINISHED"), strict=True):
+        assert SpooledRun(tracker.folder).end_if_abandoned()
+        assert SpooledRun(tracker.folder).last_end()[0] == status
+
+
 def test_stages_that_were_kept_are_linked(tmp_path):
     layout = layout_in(tmp_path)
     kept = stage("corpus", layout, tmp_path)

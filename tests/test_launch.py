@@ -126,9 +126,8 @@ def test_trainjob_has_what_kubeflow_needs(trainer) -> None:
     )
     job, _ = of_job(kubernetes.render(Request(recipe="my.Recipe_1", nodes=2, gpus_per_node=4), options))
     assert (job["apiVersion"], job["kind"]) == ("trainer.kubeflow.org/v1alpha1", "TrainJob")
-    assert (
-        job["metadata"]["name"] == "my-recipe-1" and job["spec"]["runtimeRef"]["name"] == "torch-distributed"
-    )
+    assert job["metadata"]["generateName"] == "my-recipe-1-"
+    assert job["spec"]["runtimeRef"]["name"] == "torch-distributed"
     trained = job["spec"]["trainer"]
     assert (trained["numNodes"], trained["numProcPerNode"], trained["image"]) == (2, 4, "i")
     assert trained["resourcesPerNode"]["limits"] == {"cpu": "96", "memory": "1Ti", "nvidia.com/gpu": 4}

@@ -4,6 +4,7 @@ short."""
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,8 @@ from experiments.runs.model_names import (
     model_tags,
     registered_name,
 )
+from experiments.runs.spool import SpooledRun
+from experiments.runs.tracker import SpoolTracker
 
 NAME = "nava-mini"
 
@@ -152,6 +155,24 @@ def test_an_alias_follows_the_time_of_runs_not_the_order_of_sending(store, monke
     assert len(versions(store)) == 2 and aliases(store) == {"pretrained": late}
 
 
+def test_an_alias_that_a_wrong_clock_holds_says_so_and_how_to_free_it(store, monkeypatch):
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 365 * 86400)
+    first = train("a", b"one")
+    monkeypatch.setattr(time, "time", real)
+    train("b", b"two")
+    assert send() == 0 and aliases(store) == {"pretrained": first}
+    runs = [run_of(store, SpoolTracker(path)) for path in sorted(Path("out/tracking").glob("2*"))]
+    said = [run.data.tags.get("nava.alias.pretrained", "") for run in runs]
+    ahead = next(filter(None, said))
+    assert said.count("") == 1 and "a later run has moved it, at 20" in ahead
+    [tag] = [tag for tag in store.get_registered_model("nava-mini").tags if tag.endswith(".pretrained")]
+    assert f"which lies ahead: delete the tag {tag} of nava-mini" in ahead
+    store.delete_registered_model_tag("nava-mini", tag)
+    third = train("c", b"three")
+    assert send() == 0 and aliases(store) == {"pretrained": third}
+
+
 def test_earlier_stages_are_logged_and_not_registered(store):
     train("a", b"one", registered="", alias="")
     send()
@@ -246,12 +267,49 @@ def test_a_run_names_the_models_it_reads(store):
 
 
 def test_a_spool_of_an_earlier_version_can_be_sent(store):
-    model_folder_of(Path("m"), b"one")
+    checkpoint = model_folder_of(Path("m"), b"one")
     tracker = started(inputs={"out/x": "0" * 32})
-    tracker._append("model", path=str(Path("m").resolve()), name="mini", tags={"nava.checkpoint_id": "a"})
+    tags = {"nava.checkpoint_id": checkpoint}
+    tracker._append("model", path=str(Path("m").resolve()), name="mini", tags=tags)
     tracker.finish("FINISHED")
     assert send() == 0
     assert len(logged_models(store)) == 1 and store.search_registered_models() == []
+
+
+def test_a_model_that_was_replaced_before_it_was_sent_is_no_version(store, monkeypatch, capsys):
+    from mlflow import MlflowClient
+
+    monkeypatch.setattr("os.link", lambda *_, **__: (_ for _ in ()).throw(OSError(18, "cross-device link")))
+    real, before = MlflowClient.log_model_artifacts, model_folder_of(Path("m"), b"one")
+    first, page = started(), Path("page.png")
+    first.log_model(Path("m"), "mini-stage3", model_tags(Path("m")), NAME, "pretrained")
+    first.move_alias(NAME, "best", before)
+    for content in (b"of the first", b"of the second"):
+        page.write_bytes(content)
+        first.log_artifact(str(page), "pictures")
+        first.log_artifact(str(page))
+    first.finish("FINISHED")
+
+    def replaced(self, model_id, local_dir):
+        model_folder_of(Path("m"), b"two")
+        real(self, model_id, local_dir)
+
+    monkeypatch.setattr(MlflowClient, "log_model_artifacts", replaced)  # while it is stored
+    assert send() == 2 and "is not stored whole yet" in SpooledRun(first.folder).sent().problem
+    assert [str(model.status) for model in logged_models(store)] == ["PENDING"]
+    monkeypatch.setattr(MlflowClient, "log_model_artifacts", real)
+    after = train("m", b"two")
+    assert send() == 0
+    assert list(versions(store).values()) == [after] and aliases(store) == {"pretrained": after}
+    tags = run_of(store, first).data.tags
+    said = f"not stored: checkpoint {after} in place of checkpoint {before}"
+    assert tags["nava.changed_model.mini-stage3"] == said and said in capsys.readouterr().out
+    assert "no version of nava-mini" in tags["nava.alias.best"]
+    # of files that a run logs again the newest is stored
+    assert not [tag for tag in tags if tag.startswith("nava.changed_artifact")]
+    assert {str(model.status) for model in logged_models(store)} == {"FAILED", "READY"}
+    stored = store.download_artifacts(run_of(store, first).info.run_id, "page.png")
+    assert Path(stored).read_bytes() == b"of the second"
 
 
 def test_an_adapter_is_not_taken_for_the_model_it_was_merged_into(tmp_path):

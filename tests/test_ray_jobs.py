@@ -166,7 +166,7 @@ def test_a_wrong_address_is_one_line(monkeypatch):
         connect("here:6379")
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:2")
     with pytest.raises(
-        OSError, match=r"http://127.0.0.1:1: no Ray cluster answers; start one by `ray start --head`"
+        OSError, match=r"http://127.0.0.1:1: no Ray cluster answers \(.+\); start one by `ray start --head`"
     ):
         connect("http://127.0.0.1:1")
     with pytest.raises(OSError, match=r"http://127.0.0.1:2: no Ray"):

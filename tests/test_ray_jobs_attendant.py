@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import sys
@@ -93,17 +94,34 @@ def test_an_attempt_that_is_told_to_stop_while_it_waits_is_submitted_again(tmp_p
     assert list(jobs.jobs) == ["abc", "abc-2", "abc-3"] and jobs.stopped == []
 
 
-def test_only_a_run_that_was_stopped_since_counts_as_interrupted(tmp_path):
-    tracker = SpoolTracker(tmp_path / "spool" / "run")
-    tracker.start(RunStart(name="align"))
+def test_only_a_run_of_the_job_that_was_stopped_since_counts_as_interrupted(tmp_path):
+    spool, start = tmp_path / "spool", RunStart(name="align", tags={"nava.job": "abc"})
+    tracker, now = SpoolTracker(spool / "run"), int(time.time() * 1000)
+    tracker.start(RunStart(name="align", tags={"nava.job": "the-attempt-before"}))
+    tracker.start(start)
     tracker.finish("KILLED")
-    now = int(time.time() * 1000)
-    assert submitted.stopped_since(now - 60_000, tmp_path / "spool")
-    assert not submitted.stopped_since(now + 60_000, tmp_path / "spool")
-    tracker.start(RunStart(name="align"))
-    assert not submitted.stopped_since(0, tmp_path / "spool")
+    assert submitted.stopped_since(now - 60_000, spool, "abc")
+    assert not submitted.stopped_since(now + 60_000, spool, "abc")
+    tracker.start(start)
+    assert not submitted.stopped_since(0, spool, "abc")
     tracker.finish("FAILED")
-    assert not submitted.stopped_since(0, tmp_path / "spool")
+    assert not submitted.stopped_since(0, spool, "abc")
+    for key, tags in (("by-hand", {}), ("of-another-job", {"nava.job": "abc-2"})):
+        other = SpoolTracker(spool / key)
+        other.start(RunStart(name="score", tags=tags))
+        other.finish("KILLED")  # by Ctrl-C, while the job's own stage failed
+    assert not submitted.stopped_since(0, spool, "abc")
+
+
+def test_a_stage_that_died_without_a_word_has_failed(tmp_path):
+    """For want of memory, or by a broken library: again it would end the same way."""
+    tracker = SpoolTracker(tmp_path / "run")
+    tracker.start(RunStart(name="score", tags={"nava.job": "abc"}))
+    owner = {"pid": 2**22 + 1, "time_s": time.time()}  # no such process
+    (tracker.folder / "owner.json").write_text(json.dumps(owner))
+    assert SpooledRun(tracker.folder).end_if_abandoned()
+    assert SpooledRun(tracker.folder).last_end()[0] == "KILLED"  # as MLflow shows it
+    assert not submitted.stopped_since(0, tmp_path, "abc")
 
 
 def test_an_announced_run_that_never_began_gets_an_end(tmp_path, monkeypatch):

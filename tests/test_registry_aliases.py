@@ -211,6 +211,20 @@ def test_half_a_download_is_never_taken_for_a_model(store, tmp_path, monkeypatch
     assert weights_at(fetched(f"models:/{NAME}/2", cache, Path())) == b"two"
 
 
+def test_a_version_whose_files_are_another_model_is_refused(store, tmp_path):
+    cache = tmp_path / "cache"
+    kept = fetched(f"models:/{NAME}/1", cache, Path())
+    found = json.loads((kept / "config.json").read_text())["checkpoint_id"]
+    for version in ("1", "2"):  # one that an earlier version of this code fetched, and one that is not there
+        store.set_model_version_tag(NAME, version, "nava.checkpoint_id", "feedfeedfeedfeed")
+        with pytest.raises(ValueError, match="in place of checkpoint feedfeedfeedfeed") as error:
+            fetched(f"models:/{NAME}/{version}", cache, Path())
+        assert "\n" not in str(error.value)
+    assert [path for path in (cache / NAME).iterdir() if path.is_dir()] == [kept]
+    store.set_model_version_tag(NAME, "1", "nava.checkpoint_id", found)
+    assert fetched(f"models:/{NAME}/1", cache, Path()) == kept
+
+
 def fetch_in_a_process(cache: Path, results: multiprocessing.SimpleQueue) -> None:
     found = fetched(f"models:/{NAME}/2", cache, Path())
     results.put((str(found), weights_at(found)))

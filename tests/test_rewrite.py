@@ -257,6 +257,37 @@ def test_bad_input_is_refused_before_anything_is_asked(arguments, found, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    "there", ["a note", '{"prompt": "mine"}\n', '{"meta": {"rewrite": {}}}\n{"meta": 1}\n', b"\xff\xfea\0"]
+)
+def test_another_file_is_not_replaced_by_rewrites(there, tmp_path, capsys):
+    write(tmp_path / "p.jsonl", PROMPTS)
+    kept = there if isinstance(there, bytes) else there.encode()
+    (tmp_path / "q.jsonl").write_bytes(kept)
+    with pytest.raises(SystemExit) as stopped:
+        main(["rewrite", str(tmp_path / "p.jsonl"), "--to", str(tmp_path / "q.jsonl"), "--template"])
+    assert stopped.value.code == 2 and "q.jsonl: not a file of rewrites" in capsys.readouterr().err
+    assert (tmp_path / "q.jsonl").read_bytes() == kept
+
+
+def test_rewrites_that_differ_go_to_the_trash(tmp_path, capsys):
+    """Somebody may have corrected them by hand; equal ones stay, and a blank file is nobody's work."""
+    write(tmp_path / "p.jsonl", PROMPTS)
+    made = tmp_path / "q.jsonl"
+    made.write_text("\n")
+    for _ in range(2):
+        main(["rewrite", str(tmp_path / "p.jsonl"), "--to", str(made), "--template"])
+    first, (row, *others) = made.read_bytes(), read(made)
+    made.write_text("".join(json.dumps(one) + "\n" for one in [row | {"prompt": "by hand"}, *others]))
+    trash = tmp_path / ".trash"
+    before = {path.name for path in trash.iterdir()}
+    main(["rewrite", str(tmp_path / "p.jsonl"), "--to", str(made), "--template", "--json"])
+    (kept,) = [path for path in trash.iterdir() if path.name not in before]
+    assert made.read_bytes() == first and read(kept)[0]["prompt"] == "by hand"
+    told = capsys.readouterr()
+    assert f"moved to {kept}" in told.err and json.loads(told.out[told.out.rindex("{") :])["rows"] == 6
+
+
 def test_a_rewrite_is_not_rewritten_again(tmp_path, capsys):
     write(tmp_path / "p.jsonl", PROMPTS)
     main(["rewrite", str(tmp_path / "p.jsonl"), "--to", str(tmp_path / "q.jsonl"), "--template"])

@@ -10,12 +10,13 @@ import pytest
 
 from experiments.benchmarks.reward_speed import speed
 from experiments.commands.score import score
-from experiments.scoring.clips import list_clips, load_clip
+from experiments.scoring.clips import index_clips, list_clips, load_clip
 from experiments.scoring.compare import read_set
 from experiments.scoring.config import settings_from
 from experiments.scoring.score_files import ScoreSettings, score_files
 from experiments.scoring.store import ScoreStore
 from experiments.scoring.summary import show, summarise
+from pretrain.files import path_in_row
 from pretrain.media.write import write_mp4, write_wav
 from rewards.base import score_prepared
 from rewards.types import Score
@@ -189,6 +190,17 @@ def test_damage_inside_the_file_is_an_error_that_names_the_line(clips, tmp_path)
         score_files(list_clips(clips), settings(), out)
 
 
+@pytest.mark.parametrize("there", [b"a note without an end of line", b'{"clips": 1}', b"mine\n"])
+def test_a_file_of_somebody_is_not_taken_for_a_torn_row(clips, tmp_path, there):
+    out = tmp_path / "s.jsonl"
+    out.write_bytes(there)
+    with pytest.raises(ValueError, match=r"s.jsonl:1: not"):
+        score_files(list_clips(clips), settings(), out)
+    assert out.read_bytes() == there
+    with pytest.raises(IsADirectoryError, match="give --out a file"):
+        score_files(list_clips(clips), settings(), tmp_path)
+
+
 def test_other_settings_do_not_mix(clips, tmp_path):
     out = tmp_path / "s.jsonl"
     score_files(list_clips(clips), settings(), out)
@@ -296,6 +308,32 @@ def test_an_index_and_a_training_manifest_give_what_was_asked(clips, tmp_path, m
         assert (clip.spans, clip.voices, clip.mouth_boxes) == (("one two",), ("slt",), ((1, 2, 8, 9),))
         assert clip.references[0] is not None and len(clip.references[0]) == RATE // 2
     assert file.span_times == ((0.1, 0.4),)
+
+
+def test_paths_of_an_index_are_found_from_anywhere_and_old_ones_as_before(tmp_path, monkeypatch):
+    """`./` is the index's folder; without it, as earlier versions wrote, the working directory. A file of the
+    same name elsewhere is not taken."""
+    folder, elsewhere = tmp_path / "one" / "clips", tmp_path / "two"
+    folder.mkdir(parents=True)
+    elsewhere.mkdir()
+    monkeypatch.chdir(tmp_path / "one")
+    new = path_in_row(Path("voice.wav"), Path("clips"))
+    assert new == "./../voice.wav" and path_in_row(tmp_path / "v.wav", Path("clips")) == str(
+        tmp_path / "v.wav"
+    )
+    assert path_in_row(Path("voice.wav"), folder, tmp_path / "two") == "./../../two/voice.wav"
+    row = {"data_id": "voice", "prompt": "A <S>b<E>.", "video": "voice.mp4", "meta": {}}
+    rows = [row | {"reference_paths": [path, ""], "image_path": path} for path in (new, "voice.wav")]
+    (folder / "index.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in (tmp_path / "one", folder, elsewhere):
+        (name / "voice.wav").write_text(name.name)
+    for here, index, old in ((tmp_path / "one", "clips", "one"), (elsewhere, "../one/clips", "two")):
+        monkeypatch.chdir(here)
+        files = list(index_clips(Path(index) / "index.jsonl"))
+        found = [
+            [path.read_text() for path in (file.references[0], file.first_frame) if path] for file in files
+        ]
+        assert found == [["one", "one"], [old, old]] and files[0].references[1] is None
 
 
 def test_the_verb_prints_json_and_a_table(clips, tmp_path, capsys):

@@ -17,7 +17,7 @@ import pytest
 from experiments.cli import main
 from experiments.runs import sender
 from experiments.runs.mlflow_names import distinct_name, taken_name
-from experiments.runs.sender import flush, quiet_mlflow, stuck, unsent
+from experiments.runs.sender import flush, give_up, quiet_mlflow, stuck, unsent
 from experiments.runs.spool import SpooledRun
 from experiments.runs.tracker import RunStart, SpoolTracker, new_run_key
 
@@ -225,6 +225,45 @@ def test_a_run_deleted_in_mlflow_holds_no_other(tmp_path, store):
     assert [run.key for run in unsent(tmp_path / "s", tmp_path)] == [deleted.key]
     assert "deleted in MLflow" in unsent(tmp_path / "s", tmp_path)[0].problem
     assert sent_run(store(), other).info.status == "FINISHED"
+
+
+def test_what_was_deleted_in_mlflow_can_be_let_go(tmp_path, store, capsys):
+    deleted, kept = run_with(tmp_path / "out/tracking", "a"), run_with(tmp_path / "out/tracking", "b")
+    assert main(["tracking", "flush"]) == 0
+    run_id = SpooledRun(deleted.folder).sent().run_id
+    store().delete_run(run_id)
+    deleted.finish("FINISHED")
+    assert main(["tracking", "flush"]) == main(["tracking", "flush"]) == 1
+    assert (
+        f"{deleted.key}: 1 events not sent: ValueError: run {run_id} was deleted" in capsys.readouterr().err
+    )
+    for key, why in (("none", "no run in"), (kept.key, "has all of it")):
+        with pytest.raises(ValueError, match=why):
+            give_up(tmp_path / "out/tracking", tmp_path, key)
+    kept.finish("FINISHED")
+    with pytest.raises(ValueError, match="it waits"):
+        give_up(tmp_path / "out/tracking", tmp_path, kept.key)
+    assert main(["tracking", "flush", "--let-go", deleted.key]) == 0
+    assert f"{deleted.key}: 1 events given up" in capsys.readouterr().out
+    assert main(["tracking", "flush"]) == 0 and store().get_run(run_id).info.status == "RUNNING"
+    assert sent_run(store(), kept).info.status == "FINISHED"
+    assert SpooledRun(deleted.folder).last_end()[0] == "FINISHED"  # another store still gets all of it
+    assert SpooledRun(deleted.folder).pending("sqlite:///another.db") == 2
+    deleted.set_tags({"more": "1"})
+    assert main(["tracking", "flush"]) == 1
+
+
+def test_a_plain_folder_is_refused_in_one_line_with_what_to_do(tmp_path, monkeypatch):
+    run_with(tmp_path / "s")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "file:mlruns")
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
+    with pytest.raises(sender.Unreachable) as raised:
+        flush(tmp_path / "s", tmp_path)
+    said = str(raised.value)
+    assert "does not answer" not in said and "\n" not in said and said.endswith("the runs stay in the spool")
+    assert (
+        "set MLFLOW_TRACKING_URI=sqlite:////PATH/mlflow.db" in said and "migrate-filestore --source" in said
+    )
 
 
 def test_everything_sent_twice_is_there_once(tmp_path, store):

@@ -29,11 +29,11 @@ class FakeStore:
             raise OSError("no route to host")
         self.taken.append((kind, run_id, what))
 
-    def announce(self, key, event):
+    def announce(self, key, event, run_id=""):
         self._take("announce", key, event["tags"])
         return self.runs.setdefault(key, f"id-{len(self.runs)}")
 
-    def start(self, key, event, run_ids):
+    def start(self, key, event, run_ids, run_id=""):
         self._take("start", key, event["parents"])
         return self.runs.setdefault(key, f"id-{len(self.runs)}")
 

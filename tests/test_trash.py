@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import time
@@ -13,6 +14,7 @@ from experiments.cli import main
 from experiments.commands.encode import _destination
 from experiments.commands.trash import age_s, in_trash
 from experiments.layout import Layout
+from experiments.runs.tracker import SpoolTracker
 from pretrain import storage
 from pretrain.launch.launch import set_aside
 from pretrain.launch.stage_run import StageRun
@@ -123,6 +125,37 @@ def test_the_command_that_is_named_deletes_what_was_moved(tmp_path, monkeypatch,
         assert kept == [] and "deleted" in capsys.readouterr().out
         assert (path / "a.mp4").read_text() == "new"
         shutil.rmtree(path)
+
+
+def test_the_only_copy_of_a_registered_version_is_not_deleted_without_a_word(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("experiments.runs.logged_files.MAX_COPIED_BYTES", 1000)
+    folder = Path("out/pretrain/stage1/model")
+
+    def trained(checkpoint: str, size: int) -> None:
+        write(folder / "config.json", json.dumps({"checkpoint_id": checkpoint}))
+        write(folder / "model.safetensors", "x" * size)
+        tracker = SpoolTracker(Path("out/tracking") / f"run-{checkpoint}")
+        tags = {"nava.checkpoint_id": checkpoint}
+        tracker.log_model(folder, "mini", tags, "nava-mini", "pretrained")
+        if checkpoint == "large":
+            tracker.move_alias("nava-mini", "best", checkpoint)
+
+    trained("small", 10)  # MLflow has its files
+    assert move_aside(folder) and main(["trash", "empty"]) == 0
+    trained("large", 2000)
+    moved = move_aside(folder)
+    trained("next", 2000)  # has the alias `pretrained` now
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(["trash", "empty"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.count("\n") == 1 and moved and moved.is_dir()
+    where = moved.relative_to(tmp_path)
+    assert f"{where}: the only copy of a registered version of nava-mini (alias best); move it" in said
+    assert main(["trash", "empty", "--with-registered"]) == 0 and not moved.exists()
+    shutil.copytree(folder, Path("out/.trash/model-20200101-000000"))  # where it was it still is
+    assert main(["trash", "empty"]) == 0
 
 
 def test_what_was_moved_in_a_store_is_listed_and_deleted(capsys):

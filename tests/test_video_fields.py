@@ -99,6 +99,12 @@ def test_kinds_are_equal_exactly_where_one_batch_can_be_made():
         ({"prompt": "x", "num_frames": 6}, "num_frames: "),
         ({"prompt": "x", "num_frames": 10**6 + 1}, "num_frames: "),
         ({"prompt": "x", "size": "big"}, "size: 'big'"),
+        ({"prompt": "x", "width": 0}, "width: must be"),
+        ({"prompt": "x", "width": 64, "height": 0}, "height: must be"),
+        ({"prompt": "x", "solver": ""}, "solver: empty"),
+        ({"prompt": "x", "fit": ""}, "fit: empty"),
+        ({"prompt": "x", "data_id": ""}, "data_id: empty"),
+        ({"prompt": "x", "task": ""}, "task: empty"),
         ({"prompt": "x", "size": "70x64"}, "width: must be a multiple of 32"),
         ({"prompt": "x", "size": "8192x8192"}, "size: 8192x8192 pixels; at most"),
         ({"prompt": "x", "size": "64x64", "width": 64}, "size: stands beside"),
@@ -136,6 +142,16 @@ def test_what_is_wrong_is_said_of_its_field(fields, found):
     assert refused.value.status == (404 if "model" in fields else 422)
     param = json.loads(refused.value.content("openai"))["error"]["param"]
     assert param == found.partition(":")[0]
+
+
+def test_a_clip_too_short_for_a_token_of_sound_is_refused_for_its_seconds():
+    fast = dataclasses.replace(offer(), config=dataclasses.replace(CONFIG, fps=60.0))
+    request, _ = read_fields(json.dumps({"prompt": "A ball.", "num_frames": 1}).encode(), {}, 1000)
+    with pytest.raises(Refusal, match=r"^seconds: num_frames 1 at 60 a second") as refused:
+        fast.wanted(request, False, set())
+    assert refused.value.status == 422
+    silent, _ = read_fields(json.dumps({"prompt": "x", "num_frames": 1, "task": "T2V"}).encode(), {}, 1000)
+    assert fast.wanted(silent, False, set()).row["num_frames"] == 1
 
 
 @pytest.mark.parametrize(

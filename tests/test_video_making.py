@@ -9,12 +9,19 @@ import pytest
 from video_model import shared_model
 
 from orchestration.generation_service.fields import read_fields
-from orchestration.generation_service.making import BatchMaking, BatchWatch, MakeTask, ServedModel
+from orchestration.generation_service.making import (
+    BatchMaking,
+    BatchWatch,
+    MakeTask,
+    ModelReplaced,
+    ServedModel,
+)
 from orchestration.generation_service.offer import REFERENCE_FILE, Offer
 from pretrain.flow.guidance import GuidanceScales
 from pretrain.generate import generate
 from pretrain.generation.config import GenerateConfig
 from pretrain.media.read import read_media, read_metadata
+from pretrain.media.wav_marks import marks_of_wav
 from pretrain.media.write import write_wav
 from pretrain.sampling import SamplerConfig
 
@@ -68,6 +75,8 @@ def test_the_clips_are_those_of_nava_generate(made, making, tmp_path):
     assert np.abs(frames_of(batch.clips[1].files["video"]) - frames_of(theirs)).mean() > 1.0
     tags = read_metadata(ours)
     assert tags["seed"] == "7" and tags["data_id"] == "a" and "generated" in tags["comment"]
+    marks = marks_of_wav(batch.clips[0].files["audio"])
+    assert marks["checkpoint_id"] == tags["checkpoint_id"] and marks["seed"] == "7" and len(marks) >= 6
     assert making.progress() == pytest.approx(0.5)  # the last of two steps was begun
 
 
@@ -131,3 +140,22 @@ def test_voices_of_one_batch_are_forgotten(made, making, tmp_path):
     making.make([asked])
     assert all(not maker.voices for maker in making._makers.values())
     assert dataclasses.asdict(CONFIG)["batch_size"] == 4
+
+
+def test_a_model_that_was_replaced_in_its_folder_makes_nothing(made, making):
+    served = dataclasses.replace(making.served, checkpoint_id="that of the start")
+    with pytest.raises(ValueError, match="the service started with that of the start") as told:
+        BatchMaking(served).load()
+    assert "\n" not in str(told.value)
+    other = BatchMaking(dataclasses.replace(making.served, adapter_ids={"look": "another"}))
+    with pytest.raises(ModelReplaced, match="another"):
+        other._maker({"look": 1.0})
+    with pytest.raises(ValueError, match="adapter 'gone' is not served"):
+        making._maker({"gone": 1.0})
+
+
+def test_scales_of_adapters_are_marked_whole():
+    from finetune.adapters import _exact
+
+    given = (1.0, 0.8, -2.0, 0.12345671, 0.12345674, 1e-05)
+    assert [_exact(scale) for scale in given] == ["1", "0.8", "-2", "0.12345671", "0.12345674", "1e-05"]

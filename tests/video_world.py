@@ -121,9 +121,11 @@ def offer(**changes: Any) -> Offer:
 
 
 @contextmanager
-def video_service(folder: Path, num_workers: int = 1, batch: int = 4, **limits: Any) -> Iterator[VideoWorld]:
+def video_service(
+    folder: Path, num_workers: int = 1, batch: int = 4, served: Offer | None = None, **limits: Any
+) -> Iterator[VideoWorld]:
     workers = [FakeWorker() for _ in range(num_workers)]
-    config = AppConfig(offer=offer(**limits), folder=folder, limits=SMALL, batch=batch)
+    config = AppConfig(offer=served or offer(**limits), folder=folder, limits=SMALL, batch=batch)
     app = build_video_app(config, digest_of(TOKEN), lambda: workers)
     headers = {"authorization": f"Bearer {TOKEN}"}
     with TestClient(app, headers=headers, raise_server_exceptions=False) as client:

@@ -254,14 +254,15 @@ def _with_candidates(
     config: GenerateConfig, candidates: int | None, rubric: Path | None, to: str
 ) -> GenerateConfig:
     """Raises in one line where --candidates and --rubric do not make sense."""
-    from experiments.candidates import check_rubric, with_candidates
+    from experiments.candidates import check_choice, with_candidates
 
     if candidates is None or rubric is None:
         raise ValueError("--candidates and --rubric go together: how many, and what chooses one of them")
     if "://" in to:
         raise ValueError(f"--to {to}: candidates are scored on this machine; give a folder")
-    check_rubric(rubric)
-    return with_candidates(config, candidates)
+    asked = with_candidates(config, candidates)
+    check_choice(Path(to), rubric, candidates)
+    return asked
 
 
 @dataclass(frozen=True)
@@ -335,9 +336,11 @@ def frames_of(seconds: float, fps: float) -> int:
 
 def _quoted(name: str, value: object) -> str:
     """A value as YAML: texts may hold anything."""
-    import json
+    import yaml
 
-    return json.dumps(value) if name in ("negative_prompt", "task", "fit", "sampler.solver") else str(value)
+    if name not in ("negative_prompt", "task", "fit", "sampler.solver"):
+        return str(value)
+    return yaml.safe_dump(value, default_style='"', allow_unicode=True, width=math.inf).rstrip("\n")
 
 
 def _require(path: Path, hint: str) -> None:

@@ -91,7 +91,7 @@ def export(
     --clips is given per model as MODEL=INDEX (several clips of a case are MODEL#0, MODEL#1 ...), or as an
     index whose rows name their model. `nava align --pairs` learns from pairs of clips of one rollout store.
     --survey writes the votes of `nava gsb serve` to VOTES (votes.jsonl) first, as a run in MLflow with the
-    page of results; then --clips may be left out.
+    page of results; then --clips may be left out. Files that are there and differ go to the trash.
     """
     if survey:
         votes = votes or Path("votes.jsonl")
@@ -131,6 +131,7 @@ def _export_pairs(
     from finetune.gsb.pairs import pair_up, read_clips, tie_shares, write_pairs
     from finetune.gsb.raters import check_raters, first_votes, kept_votes
     from finetune.gsb.votes import read_votes
+    from pretrain.owned import replaced_file
 
     found = read_votes(votes, ours)
     warn_of(found)
@@ -141,7 +142,8 @@ def _export_pairs(
         first_votes(found.votes) if keep_all_raters else kept_votes(found.votes, check_raters(found.votes))
     )
     pairs = pair_up(counted, known, votes)
-    write_pairs(out, pairs)
+    with replaced_file(out) as path:
+        write_pairs(path, pairs)
     shares = tie_shares(pairs)
     simulated = sum(pair.simulated for pair in pairs)
     store = _store_of(pairs, by_source)
@@ -184,18 +186,20 @@ def fit(
     Writes a model for the reward `preference` (preference.model=FILE) of `nava score`, a rubric and `nava
     align`. Clips are found by model and case (case_id, else the clip's name), and by digest where both know
     it. Weights are per standard deviation of a feature; judges are refused. A model of simulated votes is
-    marked as such, and its scores are called preference_simulated.
+    marked as such, and its scores are called preference_simulated. An --out that differs goes to the trash.
     """
     from experiments.scoring.fit_preference import fit_votes
     from experiments.scoring.rows import ScoresFile
     from finetune.gsb.votes import read_votes
+    from pretrain.owned import replaced_file
     from rewards.preference_fit import PreferenceConfig
 
     files = [ScoresFile.parsed(text) for text in scores]
     read = read_votes(votes, ours)
     warn_of(read)
     model, found = fit_votes(read, files, features, axis, keep_all_raters, PreferenceConfig())
-    model.save(out)
+    with replaced_file(out) as path:
+        model.save(path)
     print(json.dumps({**found, "out": str(out)}, indent=1, allow_nan=False)) if as_json else _show_fit(
         found, out
     )

@@ -30,6 +30,7 @@ def exported(
     from experiments.runs.inputs import SHA256, digests_of_inputs
     from experiments.runs.run import single_run
     from experiments.voting.export import export_votes, read_survey, results_page
+    from pretrain.owned import replaced_file
 
     survey, found = read_survey(place, name)
     if not track:
@@ -50,7 +51,8 @@ def exported(
         rows = export_votes(place, survey.name, votes)
         write_pairs()
         page = votes.with_suffix(".html")
-        page.write_text(results_page(found), encoding="utf-8")
+        with replaced_file(page) as path:
+            path.write_text(results_page(found), encoding="utf-8")
         _log(tracker, found, [*made, page])
     return survey.name, rows
 

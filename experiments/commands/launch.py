@@ -166,17 +166,24 @@ def kubernetes(
     """Kubernetes: a TrainJob of Kubeflow Trainer v2. A lost pod is recreated by its Job and rejoins from the
     last checkpoint.
 
+    Each call makes a TrainJob of its own, RECIPE-XXXXX (`kubectl create`), and refuses where one that has not
+    ended trains into the same folder; once it has, the same command goes on from its last checkpoint.
     --claim and --mount are the storage that all nodes see; --trainer is the version of Kubeflow Trainer in
       the cluster (2.2 = or later). With --finetune.clips the pods run `nava finetune` on them, else `nava
       pretrain`; the first one encodes clips that are not encoded.
     """
     from experiments.jobs.kubernetes import KubernetesOptions, render
+    from experiments.jobs.scheduler import check_command
+    from experiments.jobs.trainjobs import check_free
 
     request = _request(locals())
     options = _from_arguments(KubernetesOptions, {**locals(), "secrets": secret})
-    text = render(request, options)
-    command, file = ["kubectl", "apply", "-f"], to / f"{request.name}.yaml"
-    told = _show_or_submit(text, file, command, dry_run, "where your cluster is reached")
+    text, where = render(request, options), "where your cluster is reached"
+    if not dry_run:
+        check_command("kubectl", where)
+        check_free(request, options, text)
+    command, file = ["kubectl", "create", "-f"], to / f"{request.name}.yaml"
+    told = _show_or_submit(text, file, command, dry_run, where)
     return _looked_for(request, elsewhere=True) if dry_run else told
 
 

@@ -134,18 +134,21 @@ def lineage(
     _print_json(found) if as_json else show(found)
 
 
-def tracking_flush(out: Path = Path("out")) -> int:
+def tracking_flush(out: Path = Path("out"), let_go: str = "") -> int:
     """Send every pending run of OUT/tracking to MLflow (MLFLOW_TRACKING_URI, else mlflow.db here).
 
     Prints each run that could not be sent whole and why; the exit code is 1 where there is one. Everything
-    that is sent stays sent: a later call goes on from there.
+    that is sent stays sent: a later call goes on from there. --let-go KEY gives up the rest of a run that
+    cannot be sent, such as one that was deleted in MLflow; its events stay in OUT/tracking.
     """
     from filelock import Timeout
 
     from experiments.runs.sender import (
         Unreachable,
         flush,
+        give_up,
         sender_lock,
+        silent_elsewhere,
         store_uri,
         unsent,
         wait_while_it_sends,
@@ -157,12 +160,19 @@ def tracking_flush(out: Path = Path("out")) -> int:
     why = ""
     try:
         with sender_lock(spool).acquire(timeout=1):
+            if let_go:
+                print(f"{let_go}: {give_up(spool, root, let_go)} events given up; they stay in {spool}")
             flush(spool, root)
     except Timeout:  # the process beside a running training sends as well
+        if let_go:
+            busy = f"--let-go: another process sends {spool}; call this again once it has ended"
+            raise ValueError(busy) from None
         print(f"another process sends {spool}; waiting for it", file=sys.stderr)
         wait_while_it_sends(spool, root, FLUSH_PATIENCE_S)
     except Unreachable as error:
         why = str(error)
+    for key, silent in silent_elsewhere(spool):
+        print(f"{key}: {silent}", file=sys.stderr)
     left = unsent(spool, root)
     if not left:
         print(f"{store_uri(root)}: everything is sent")

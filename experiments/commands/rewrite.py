@@ -76,7 +76,8 @@ def rewrite(
 
     Text between <S> and <E> is never changed: an answer that changes it is requested again, and after --tries
     the template or the original prompt is used (recorded in meta.rewrite.by and .reason). An interrupted run
-    resumes; after a finished one the same command requests only the prompts that fell back.
+    resumes; after a finished one the same command requests only the prompts that fell back. --to may hold
+    earlier rewrites, which go to the trash where they differ; any other file is refused.
     """
     from finetune.rewriter.endpoint import ChatEndpoint
     from finetune.rewriter.rewrite import RewriteSettings

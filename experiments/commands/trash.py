@@ -51,17 +51,23 @@ def empty_trash(
     older_than: Annotated[
         str, tyro.conf.arg(metavar="AGE", help="only what was moved longer ago, such as 12h, 30d or 2w")
     ] = "",
+    with_registered: Annotated[
+        bool, tyro.conf.arg(help="also models that a registered version names and that lie nowhere else")
+    ] = False,
 ) -> None:
     """Delete what was moved to OUT/.trash for good, and say how much that was.
 
-    A command that moves something names the OUT whose trash it went to. What has no time in its name was not
-    moved there by a command, and stays.
+    Refused where a model in it is a registered version (`models:/NAME@best`) and lies nowhere else, by the
+    runs of this OUT: MLflow keeps only the path of models over 256 MiB. A command that moves something names
+    the OUT whose trash it went to. What has no time in its name was not moved there by a command, and stays.
     """
     limit = time.time() - (age_s(older_than) if older_than else 0)
     there = in_trash(storage.place(out) / TRASH)
     found = [
         one for one in there if _MOVED.fullmatch(one.path.name) and (not older_than or one.moved_at < limit)
     ]
+    if not with_registered:
+        _check_registered([moved.path for moved in found if not storage.is_remote(moved.path)], Path(out))
     for moved in found:
         if storage.is_remote(moved.path):
             storage.remove_folder(moved.path)
@@ -71,6 +77,19 @@ def empty_trash(
             moved.path.unlink()
         print(f"{_readable(moved.size):>9}  deleted {moved.path}")
     print(f"{_readable(sum(moved.size for moved in found)):>9}  in all")
+
+
+def _check_registered(found: list[Path], out: Path) -> None:
+    """Raises ValueError where a registered version would be lost."""
+    from experiments.layout import Layout
+    from experiments.runs.only_copies import only_copies
+
+    if lost := list(only_copies(found, Layout(out=out).tracking)):
+        more = f" (and {len(lost) - 1} more)" if lost[1:] else ""
+        raise ValueError(
+            f"{lost[0][0]}: the only copy of a registered version of {lost[0][1]}{more}; move it out of the "
+            "trash, or give --with-registered to delete it too (nothing was deleted)"
+        )
 
 
 def in_trash(trash: Path) -> list[Moved]:

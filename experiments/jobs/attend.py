@@ -22,7 +22,7 @@ from experiments.layout import STAGES, Layout
 from experiments.pipeline.demo import dvc_command, environment
 from experiments.runs.sender import wait_until_sent
 from experiments.runs.spool import SpooledRun, spooled_runs
-from experiments.runs.tracker import ANNOUNCED_RUN, SpoolTracker
+from experiments.runs.tracker import ANNOUNCED_RUN, JOB, SpoolTracker
 from pretrain.config import nearest
 
 if TYPE_CHECKING:
@@ -33,8 +33,11 @@ IDLE_S = 3.0  # time for a stopping command to exit by itself once its children 
 MLFLOW_PATIENCE_S = 20.0
 
 
-def reproduce(stage: str, root: Path) -> tuple[int, bool]:
-    """Run `dvc repro STAGE` until it and its stage have exited: (exit code, True if one got SIGTERM)."""
+def reproduce(stage: str, root: Path, job: str) -> tuple[int, bool]:
+    """Run `dvc repro STAGE` until it and its stage have exited: (exit code, True if one got SIGTERM).
+
+    job: the submission id that its runs are tagged with.
+    """
     since_ms = int(time.time() * 1000)
     command = _Command([*dvc_command(), "repro", stage], root)
     before = {
@@ -46,7 +49,7 @@ def reproduce(stage: str, root: Path) -> tuple[int, bool]:
         for number, handler in before.items():
             signal.signal(number, handler)
     return code, bool(code) and (
-        command.stopping or stopped_since(since_ms, Layout(out=root / "out").tracking)
+        command.stopping or stopped_since(since_ms, Layout(out=root / "out").tracking, job)
     )
 
 
@@ -102,11 +105,18 @@ def _is_running(process: psutil.Process) -> bool:
         return False
 
 
-def stopped_since(since_ms: int, spool: Path) -> bool:
-    """True if a run was stopped after that time, that is, a stage was interrupted."""
+def stopped_since(since_ms: int, spool: Path, job: str) -> bool:
+    """True if a run of this job was stopped after that time, that is, a stage was interrupted.
+
+    Runs of others in the spool end as they like, and one whose process died without a word has failed.
+    """
     return any(
-        status == "KILLED" and at_ms >= since_ms
-        for status, at_ms in (run.last_end() for run in spooled_runs(spool))
+        event["status"] == "KILLED"
+        and event["time_ms"] >= since_ms
+        and not event.get("abandoned")
+        and run.start_event().get("tags", {}).get(JOB) == job
+        for run in spooled_runs(spool)
+        if (event := run.end_event())
     )
 
 
@@ -140,7 +150,7 @@ def attend(stage: str, root: Path = Path()) -> None:
         print("the attempt before this one was stopped by request: nothing to do", flush=True)
         jobs.stop_job(job)
         raise KeyboardInterrupt("stopped")
-    code, interrupted = reproduce(stage, root)
+    code, interrupted = reproduce(stage, root, job)
     if not interrupted:
         end_unstarted(spool, "FAILED" if code else "FINISHED")
         wait_until_sent(spool, root, MLFLOW_PATIENCE_S)

@@ -1,5 +1,8 @@
 """Kubernetes launcher: a TrainJob of Kubeflow Trainer v2 with the runtime `torch-distributed`.
 
+Each submission is a TrainJob of its own: the API server completes its name (`metadata.generateName`), which
+`kubectl create` takes and `kubectl apply` refuses, so that none that runs is ever changed.
+
 The runtime gives every node its rank and the first one's address. The API is trainer.kubeflow.org/v1alpha1;
 what is changed of a runtime's pods is `podTemplateOverrides` up to Trainer 2.1 and `runtimePatches` from 2.2
 on (its change log).
@@ -7,9 +10,12 @@ on (its change log).
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import shlex
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import yaml
@@ -18,8 +24,10 @@ from experiments.jobs.request import Request
 
 # names used by the runtime for its job and container
 API, CONTAINER = "trainer.kubeflow.org/v1alpha1", "node"
+PLACE = "nava.dev/place"  # label: where a TrainJob trains into, as `place_of` abbreviates it
 MANAGER = "nava.dev/launch"  # owner of our entry among a TrainJob's patches
 VOLUME = "storage"
+_NAME_CHARACTERS = 34  # of ours, as pods' names add to them and end at 63
 _LABEL = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
 
 
@@ -64,7 +72,11 @@ def render(request: Request, options: KubernetesOptions) -> str:
     job = {
         "apiVersion": API,
         "kind": "TrainJob",
-        "metadata": {"name": request.name, "namespace": options.namespace},
+        "metadata": {
+            "generateName": f"{request.name[:_NAME_CHARACTERS].rstrip('-')}-",
+            "namespace": options.namespace,
+            **({"labels": {PLACE: place}} if (place := place_of(request, options)) else {}),
+        },
         "spec": {
             "runtimeRef": {
                 "apiGroup": API.partition("/")[0],
@@ -83,6 +95,16 @@ def render(request: Request, options: KubernetesOptions) -> str:
         },
     }
     return yaml.safe_dump(job, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def place_of(request: Request, options: KubernetesOptions) -> str:
+    """A digest of the folder that is trained into, "" where each pod has one of its own."""
+    out = PurePosixPath(request.workdir, request.out)
+    folder = PurePosixPath(request.workdir, request.finetune.to) if request.finetune.to else out / "finetune"
+    if not options.claim and not out.is_absolute():
+        return ""
+    place = json.dumps([options.claim, str(folder if request.tunes else out / "pretrain")])
+    return hashlib.sha256(place.encode()).hexdigest()[:16]
 
 
 def _script(request: Request) -> str:

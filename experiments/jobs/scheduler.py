@@ -6,14 +6,14 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from pretrain.files import replacing
+from pretrain.owned import replaced_file
 
 
 def write(folder: Path, name: str, text: str) -> Path:
-    """Write a file atomically; scripts become executable."""
+    """Write a file atomically; scripts become executable. One that is there and differs goes to the trash."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
-    with replacing(path) as temporary:
+    with replaced_file(path) as temporary:
         temporary.write_text(text)
         if text.startswith("#!"):
             temporary.chmod(0o755)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from experiments.paper.layouts import BenchItem
-from pretrain.clip_kind import check_memory
+from pretrain.clip_kind import check_memory, check_sound
 from pretrain.codecs.base import Codecs
 from pretrain.first_frames import check_first_frames, read_first_frames
 from pretrain.generation.conditions import check_texts, reference_voices
@@ -109,6 +109,7 @@ class CaseCheck:
         self._check_files(asked)
         check_texts(asked, self.codecs)
         check_memory(asked, self.config, self.config.fps)
+        check_sound(asked, self.config, self.config.fps)
 
     def _check_files(self, rows: Sequence[PromptRow]) -> None:
         for path in (path for row in rows for path in (row.image_path, *row.reference_paths)):

@@ -21,9 +21,10 @@ from experiments.layout import STAGES, Layout
 from experiments.runs.description import StageLine, description
 from experiments.runs.origin import is_temporary, spool_of
 from experiments.runs.outputs import records_by_key
+from experiments.runs.owner import OWNER, runs_here
 from experiments.runs.provenance import DVC_VARIABLE, git_state, source_tags
 from experiments.runs.spool import SpooledRun, children
-from experiments.runs.tracker import OWNER, RunStart, SpoolTracker, failure_marked, new_run_key
+from experiments.runs.tracker import RunStart, SpoolTracker, failure_marked, new_run_key
 from pretrain.files import read_json, write_json
 
 INVOCATION = "NAVA_INVOCATION"  # environment: spool folder of the run that the processes below belong to
@@ -94,7 +95,7 @@ def _of_dvc(spool: Path, root: Path) -> SpoolTracker | None:
     for path in sorted(spool.glob(f"*/{OWNER}")):
         run = SpooledRun(path.parent)
         owner = run.owner()
-        if owner.get("waits") and owner.get("pid") == process.pid and run.alive():
+        if owner.get("waits") and owner.get("pid") == process.pid and runs_here(owner):
             return SpoolTracker(run.folder, is_temporary(root))
     named_experiment = os.environ.get("DVC_EXP_NAME", "")
     what = f"dvc-exp {named_experiment}" if named_experiment else "dvc-repro"
@@ -178,7 +179,8 @@ def add_curves(child: SpoolTracker, parent: SpoolTracker, below: str, steps_befo
 
     below: first part of their names there, as in `pretrain/loss_video`.
     """
-    for _, event in SpooledRun(child.folder).events() if child.folder.is_dir() else ():
+    run = SpooledRun(child.folder)
+    for _, event in run.events() if run.exists() else ():
         if event["kind"] == "metrics":
             names = {
                 name: value

@@ -26,6 +26,7 @@ from experiments.runs.outputs import (
     part,
     records_by_key,
 )
+from experiments.runs.resumed import COMMITS, SOURCE, others_before, values_of
 from experiments.runs.run import read_record
 from experiments.runs.spool import SpooledRun, spooled_runs
 from pretrain.terminal import plain, shown, shown_all
@@ -34,6 +35,7 @@ __all__ = ["CHECKPOINT_TAG", "SHA256", "RunFacts", "checkpoint_of", "show", "tra
 
 START_TAG = "parent_model_id"  # trainer tag: checkpoint id of the initial model
 UNKNOWN = "UNKNOWN"  # status of a run that is named as a parent, and of which nothing else is known
+COMMIT = f"{SOURCE}git.commit"  # tag
 MLFLOW_ID = 32  # hexadecimal digits
 
 
@@ -54,6 +56,7 @@ class RunFacts:
     inputs: dict[str, str]
     parents: dict[str, str]
     config: dict[str, Any] = field(default_factory=dict)
+    commits_before: list[str] = field(default_factory=list)  # of a run that went on with other code
 
 
 def trace(target: str, layout: Layout, root: Path) -> dict[str, Any]:
@@ -287,13 +290,16 @@ def _from_spool(run: SpooledRun) -> RunFacts | None:
     if not events:
         return None
     starts = [event for event in events if event["kind"] in ("announce", "start")]
-    first = next((event for event in starts if event["kind"] == "start"), starts[0] if starts else events[0])
+    # commit, inputs and parents are those that the run went on with the last time, as in its record
+    start = run.start_event() or (starts[0] if starts else events[0])
     last = next(
-        (event for event in reversed(events) if event["kind"] in ("announce", "start", "finish")), first
+        (event for event in reversed(events) if event["kind"] in ("announce", "start", "finish")), start
     )
     going = "SCHEDULED" if last["kind"] == "announce" else "RUNNING" if run.alive() else "INTERRUPTED"
     status = last["status"] if last["kind"] == "finish" else going
-    return _from_tags(run.key, run.sent().run_id, status, _tags(run), first)
+    commits = [event.get("tags", {}).get(COMMIT, "") for event in starts if event["kind"] == "start"]
+    facts = _from_tags(run.key, run.sent().run_id, status, _tags(run), start)
+    return replace(facts, commits_before=others_before(commits))
 
 
 def _from_record(record: Mapping[str, Any]) -> RunFacts:
@@ -303,7 +309,7 @@ def _from_record(record: Mapping[str, Any]) -> RunFacts:
         "nava.recipe": record["recipe"],
         "nava.output": record["output"],
         OUTPUT_MD5: record.get("output_md5", ""),
-        "mlflow.source.git.commit": record["git_commit"],
+        COMMIT: record["git_commit"],
         "git.dirty": str(record["git_dirty"]).lower(),
         "dvc.lock.md5": record["lock_md5"],
     }
@@ -319,7 +325,7 @@ def _from_tags(
         recipe=tags.get("nava.recipe", ""),
         status=status,
         mlflow_run_id=run_id,
-        git_commit=tags.get("mlflow.source.git.commit", ""),
+        git_commit=tags.get(COMMIT, ""),
         git_dirty=tags.get("git.dirty") == "true",
         lock_md5=tags.get("dvc.lock.md5", ""),
         output=tags.get("nava.output", ""),
@@ -327,6 +333,7 @@ def _from_tags(
         inputs=dict(start.get("inputs", {})),
         parents=dict(start.get("parents", {})),
         config=dict(start.get("config", {})),
+        commits_before=others_before(values_of(tags.get(COMMITS, ""))),
     )
 
 
@@ -359,6 +366,8 @@ def show(found: Mapping[str, Any]) -> None:
             return
         told.add(key)
         commit = (run["git_commit"][:10] or "no git") + (" + changes" if run["git_dirty"] else "")
+        before = ", ".join(commit[:10] for commit in run["commits_before"])
+        commit += f" (begun with {before})" if before else ""
         node = parent.add(
             f"[bold]{run['stage']}[/bold]  {run['status'].lower()}  run {run['run']}  commit {commit}"
         )

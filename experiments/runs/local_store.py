@@ -10,6 +10,7 @@ from experiments.runs.origin import origin_of
 from experiments.runs.store_uri import SQLITE
 
 ARTIFACTS = "mlartifacts"
+MADE_AS = "nava.experiment"  # tag of an experiment: the name that it was made under
 # columns with an address of artifacts, of those MLflow versions that have them
 _COLUMNS = (
     ("experiments", "artifact_location"),
@@ -65,6 +66,12 @@ def _location(connection: sqlite3.Connection, experiment: str) -> str:
     found = connection.execute(
         "SELECT artifact_location FROM experiments WHERE name = ?", (experiment,)
     ).fetchone()
+    if found is None and _has(connection, "experiment_tags", "value"):  # renamed
+        found = connection.execute(
+            "SELECT artifact_location FROM experiments JOIN experiment_tags USING (experiment_id)"
+            " WHERE key = ? AND value = ? ORDER BY creation_time DESC",
+            (MADE_AS, experiment),
+        ).fetchone()
     return (found[0] or "") if found else ""
 
 

@@ -15,12 +15,12 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelInput, LoggedModelOutput
 
+from experiments.runs.logged_files import MAX_COPIED_BYTES
 from experiments.runs.mlflow_versions import RegisteredVersions
-from experiments.runs.model_names import ADAPTER, CHECKPOINT_TAG, TAG_OF
+from experiments.runs.model_names import ADAPTER, CHECKPOINT_TAG, TAG_OF, other_model
 
 LOGGED_AT = "nava.logged_at_ms"  # tells the models of one name and run apart
-MAX_COPIED_BYTES = 256 << 20
-READY = "READY"
+READY, FAILED = "READY", "FAILED"
 
 
 class LoggedModels:
@@ -43,17 +43,32 @@ class LoggedModels:
         return self._experiment()
 
     def log(self, run_id: str, event: Mapping[str, Any]) -> None:
-        """Log a model folder, large ones by path and hash only, and register it where the event says so."""
-        path = Path(event["path"])
-        if not path.is_dir():
-            self._set_tags(run_id, {f"nava.missing_model.{event['name']}": str(path)})
-            return
-        model = self._earlier_try(run_id, event) or self._create(run_id, event, path)
-        if str(model.status) != READY:
-            self._store_files(model, path)
+        """Log a model folder, large ones by path and hash only, and register it where the event says so.
+
+        What is gone, or is another model by now, is not stored; a tag of the run says so.
+        """
+        model = self._earlier_try(run_id, event)
+        if model is None or str(model.status) != READY:
+            if problem := self._unstorable(event):
+                self._set_tags(run_id, problem)
+                if model is not None and str(model.status) != FAILED:  # no more files will come
+                    self.client.finalize_logged_model(model.model_id, FAILED)
+                return
+            model = model or self._create(run_id, event, Path(event["path"]))
+            self._store_files(model, event)
             model = self.client.finalize_logged_model(model.model_id, READY)
         self._link_output(run_id, model.model_id)
         self._register(run_id, model, event)
+
+    def _unstorable(self, event: Mapping[str, Any]) -> dict[str, str]:
+        """The tag that says why a model cannot be stored; empty where it can."""
+        if not _content(event).is_dir():
+            return {f"nava.missing_model.{event['name']}": event["path"]}
+        if event.get("changed"):
+            said = f"not stored: {event['changed']}"
+            print(f"{event['path']} ({event['name']}) was replaced before it was sent, {said}", flush=True)
+            return {f"nava.changed_model.{event['name']}": said}
+        return {}
 
     def _create(self, run_id: str, event: Mapping[str, Any], path: Path) -> LoggedModel:
         tags = {**event["tags"], "nava.path": str(path), LOGGED_AT: str(event["time_ms"])}
@@ -73,9 +88,13 @@ class LoggedModels:
         mine = [model for model in found if model.name == event["name"]]
         return next((model for model in mine if str(model.status) == READY), mine[0] if mine else None)
 
-    def _store_files(self, model: LoggedModel, path: Path) -> None:
+    def _store_files(self, model: LoggedModel, event: Mapping[str, Any]) -> None:
+        """Raises ValueError where another model takes the place of this one meanwhile."""
+        path = _content(event)
         if sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) <= MAX_COPIED_BYTES:
             self.client.log_model_artifacts(model.model_id, str(path))
+            if replaced := other_model(path, event["tags"]):
+                raise ValueError(f"{path}: replaced while it was stored, by {replaced}")
             return
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "reference.json").write_text(json.dumps(dict(model.tags), indent=1))
@@ -92,8 +111,9 @@ class LoggedModels:
             name = self.versions.name_with(start, name) or name
         if name:
             version = self.versions.register(name, model, self.client.get_run(run_id))
-            if event.get("alias"):
-                self.versions.move_alias(name, event["alias"], version, event["time_ms"])
+            alias = event.get("alias", "")
+            if alias and not self.versions.move_alias(name, alias, version, event["time_ms"]):
+                self._set_tags(run_id, {f"nava.alias.{alias}": self.versions.why_not_moved(name, alias)})
         elif start:
             why = f"started from checkpoint {start}, which is no version of a registered model"
             self._set_tags(run_id, {"nava.not_registered": why})
@@ -107,13 +127,13 @@ class LoggedModels:
         version = self.versions.with_checkpoint(name, checkpoint)
         if version is None:
             model = self.with_digest(f"checkpoint:{checkpoint}")
-            if model is not None and str(model.status) != READY:
+            if model is not None and str(model.status) not in (READY, FAILED):
                 raise ValueError(f"alias {alias} of {name}: model {model.model_id} is not stored whole yet")
             said = f"not moved: no version of {name} is checkpoint {checkpoint}"
         elif self.versions.move_alias(name, alias, version.version, event["time_ms"]):
             said = f"{name} version {version.version}"
         else:
-            said = "not moved: a later run has moved it"
+            said = self.versions.why_not_moved(name, alias)
         self._set_tags(run_id, {f"nava.alias.{alias}": said})
 
     def measured(self, run_id: str, checkpoint: str) -> str:
@@ -149,3 +169,8 @@ class LoggedModels:
             if kind == ADAPTER or CHECKPOINT_TAG not in model.tags or not model.name.endswith("-adapter")
         ]
         return next((model for model in models if str(model.status) == READY), models[0] if models else None)
+
+
+def _content(event: Mapping[str, Any]) -> Path:
+    """Where the files of a model event are read from."""
+    return Path(event.get("content") or event["path"])

@@ -16,8 +16,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
-from experiments.runs.local_store import artifacts_of, database_of
+from experiments.runs.local_store import database_of
 from experiments.runs.mlflow_datasets import datasets_of
+from experiments.runs.mlflow_experiment import find_experiment, open_experiment
 from experiments.runs.mlflow_models import LoggedModels
 from experiments.runs.mlflow_names import (
     MAX_PARAM,
@@ -27,18 +28,23 @@ from experiments.runs.mlflow_names import (
     taken_name,
     taken_text,
 )
+from experiments.runs.mlflow_versions import ABSENT
 from experiments.runs.mlflow_view import EXPERIMENT_TAGS, VIEW, page_of, with_columns, with_links
+from experiments.runs.resumed import CHANGED, changed_tags
 from experiments.runs.store_uri import public_uri, scrubbed
 from pretrain.config import one_line
 
 KEY_TAG = "nava.run"
 PARENT, NOTE = "mlflow.parentRunId", "mlflow.note.content"
 ANNOUNCED = "nava.announced"
+STARTS = "nava.starts_ms"  # times of the starts of which all has arrived
 STARTED = "nava.started"  # set when all of a start has arrived: tags, params, inputs
 # what MLflow did not take as it was: name in MLflow -> original name, or -> why
-MAPPED, DROPPED, TRUNCATED, CHANGED = "nava.mapped.", "nava.dropped.", "nava.truncated.", "nava.changed."
+MAPPED, DROPPED, TRUNCATED = "nava.mapped.", "nava.dropped.", "nava.truncated."
+CHANGED_ARTIFACT = "nava.changed_artifact."
 MAX_METRICS = 1000
 MAX_PARAMS = 100
+MAX_STARTS = 300
 _Entry = TypeVar("_Entry")
 # MLflow answers 400 for whatever its database raises, also where only the connection is gone
 _BROKEN = re.compile(r"(?i)InterfaceError|InternalError|Disconnect|ResourceClosed|PendingRollback|connection")
@@ -63,12 +69,7 @@ class MlflowStore:
     @cached_property
     def experiment_id(self) -> str:
         """The experiment, created where there is none."""
-        found = self.client.get_experiment_by_name(self._experiment)
-        if found:
-            return found.experiment_id
-        # a database stores no files, so artifacts go beside it; a server has its own artifact store
-        local = artifacts_of(self._database).resolve().as_uri() if self._database else None
-        return self.client.create_experiment(self._experiment, artifact_location=local, tags=EXPERIMENT_TAGS)
+        return open_experiment(self.client, self._experiment, self._database)
 
     def open(self) -> str:
         """Id of the experiment. Raises what the store raises where it does not respond."""
@@ -76,7 +77,7 @@ class MlflowStore:
 
     def front_page(self) -> str:
         """Path of the list of runs with its columns in MLflow's pages; "" where there is no experiment."""
-        found = self.client.get_experiment_by_name(self._experiment)
+        found = find_experiment(self.client, self._experiment)
         if found is None:
             return ""
         for tag, value in {**EXPERIMENT_TAGS, VIEW: with_columns(None, ())}.items():
@@ -92,41 +93,59 @@ class MlflowStore:
             return False
         return True
 
-    def announce(self, key: str, event: Mapping[str, Any]) -> str:
-        """Create or find a run that will start later; returns its MLflow id."""
-        run_id = self.find(key)
+    def announce(self, key: str, event: Mapping[str, Any], run_id: str = "") -> str:
+        """Create or find a run that will start later; returns its MLflow id. run_id: as for `start`."""
+        run_id = self._known(key, run_id)
         if not run_id:
             run_id = self._create(key, event, {ANNOUNCED: "true"})
             self._tags(run_id, {**event["tags"], **self._nested(event, {})})
         self.client.update_run(run_id, status="SCHEDULED")
         return run_id
 
-    def start(self, key: str, event: Mapping[str, Any], run_ids: Mapping[str, str]) -> str:
+    def start(self, key: str, event: Mapping[str, Any], run_ids: Mapping[str, str], run_id: str = "") -> str:
         """Create the run, or resume the one with this key; returns its MLflow id.
 
-        A start of which only a part has arrived is sent again as a whole.
+        run_id: that it was sent under before, "" = none. A start of which only a part has arrived is sent
+        again as a whole. Raises ValueError where the run was deleted.
         """
-        run_id = self.find(key) or self._create(key, event, {})
+        run_id = self._known(key, run_id) or self._create(key, event, {})
         run = self.client.get_run(run_id)
         self.client.update_run(run_id, status="RUNNING")
-        nested = self._nested(event, run_ids)
-        if STARTED in run.data.tags:
-            self._tags(run_id, nested)
-            self._resume(run, event)
-            return run_id
         parents = {
             name: run_ids.get(parent) or self.find(parent) for name, parent in event["parents"].items()
         }
-        tags = {**event["tags"], **_parent_tags(event["parents"], parents), **nested}
+        tags = {**event["tags"], **_parent_tags(event["parents"], parents)}
         tags |= {f"input.{path}": md5 for path, md5 in event["inputs"].items()}
-        self._tags(run_id, tags)
-        params = event.get("params")
-        self._log_params(run_id, event["config"] if params is None else params)
+        resumed = STARTED in run.data.tags
+        starts = run.data.tags.get(STARTS, str(run.info.start_time)).split()
+        if resumed and str(event["time_ms"]) in starts:  # as all events are sent again
+            return run_id
+        if resumed:
+            self._resume(run, event, tags)
+        self._tags(run_id, {**tags, **self._nested(event, run_ids)})
+        if not resumed:
+            params = event.get("params")
+            self._log_params(run_id, event["config"] if params is None else params)
         self._log_inputs(run_id, event)
+        starts = [*(starts if resumed else ()), str(event["time_ms"])][-MAX_STARTS:]
+        self.client.set_tag(run_id, STARTS, " ".join(starts))
         self.client.set_tag(run_id, STARTED, "true")
         if ANNOUNCED in run.data.tags:
             self.client.delete_tag(run_id, ANNOUNCED)
         return run_id
+
+    def _known(self, key: str, run_id: str) -> str:
+        """The id that a run was sent under, where the store has it still, in whichever experiment; else that
+        of the run with its key, "" without."""
+        if run_id:
+            try:
+                self._check_active(run_id)
+            except MlflowException as error:
+                if error.error_code != ABSENT:
+                    raise
+            else:
+                return run_id
+        return self.find(key)
 
     def _nested(self, event: Mapping[str, Any], run_ids: Mapping[str, str]) -> dict[str, str]:
         """The tag by which MLflow shows a run below another, that of its invocation."""
@@ -143,14 +162,20 @@ class MlflowStore:
         )
         return run.info.run_id
 
-    def _resume(self, run: Run, event: Mapping[str, Any]) -> None:
-        """MLflow's params never change: what a resumed run changed is a tag."""
-        tags = {"nava.resumed_at_ms": str(event["time_ms"])}
+    def _resume(self, run: Run, event: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        """Say what a resumed run changed: params, which MLflow never changes, and the start's tags (commit,
+        inputs, parents), which become those that it goes on with."""
+        run_id, said = run.info.run_id, {"nava.resumed_at_ms": str(event["time_ms"])}
         for name, value in flattened(event["config"]):
             before, after = run.data.params.get(taken_name(name)), taken_text(value, MAX_PARAM)
             if before is not None and before != after:
-                tags[f"{CHANGED}{name}"] = f"{before} -> {after}"
-        self._tags(run.info.run_id, tags)
+                said[f"{CHANGED}{name}"] = f"{before} -> {after}"
+        stored = self.read(run_id)["tags"]
+        changes = changed_tags(stored, {name: taken_text(value, MAX_TAG) for name, value in tags.items()})
+        # before the tags themselves, so that a try that breaks off in between is made again as a whole
+        self._tags(run_id, {**said, **changes.said})
+        for name in changes.gone:
+            self.client.delete_tag(run_id, self._name(run_id, name))
 
     def find(self, key: str) -> str:
         """MLflow id of the run with this key; "" if there is none."""
@@ -158,7 +183,7 @@ class MlflowStore:
 
     def search(self, condition: str) -> list[str]:
         """Ids of the runs that meet a condition of MLflow's search, newest first."""
-        experiment = self.client.get_experiment_by_name(self._experiment)
+        experiment = find_experiment(self.client, self._experiment)
         if experiment is None:
             return []
         order = ["attributes.start_time DESC"]
@@ -249,7 +274,10 @@ class MlflowStore:
 
     def _check_active(self, run_id: str) -> None:
         if self.client.get_run(run_id).info.lifecycle_stage != "active":
-            raise ValueError(f"run {run_id} was deleted in MLflow; restore it there to send the rest of it")
+            raise ValueError(
+                f"run {run_id} was deleted in MLflow; restore it there to send the rest of it, or give that "
+                "up: `nava tracking flush --let-go` with the run's key"
+            )
 
     def _name(self, run_id: str, name: str) -> str:
         """The name in MLflow; another one than the given is noted in the run's tags."""
@@ -275,13 +303,24 @@ class MlflowStore:
         self.client.set_tag(run_id, taken_name(tag), taken_text(text, MAX_TAG))
 
     def artifact(self, run_id: str, event: Mapping[str, Any]) -> None:
-        path = Path(event["path"])
-        if path.is_dir():
-            self.client.log_artifacts(run_id, str(path), event["folder"] or path.name)
-        elif path.is_file():
-            self.client.log_artifact(run_id, str(path), event["folder"] or None)
-        else:
+        """Store a file or folder. What is gone, or is not what was logged, is not stored; a tag says so."""
+        path, content = Path(event["path"]), Path(event.get("content") or event["path"])
+        tag = CHANGED_ARTIFACT + "/".join(filter(None, (event["folder"], path.name)))
+        if not content.exists():
             self._tags(run_id, {f"nava.missing_artifact.{path.name}": str(path)})
+        elif event.get("changed"):
+            self._note(run_id, tag, f"not stored: {event['changed']}")
+        else:
+            self._store_artifact(run_id, content, event["folder"])
+            if (run_id, tag) in self._noted:  # the run has logged it once more, as it is now
+                self._noted.discard((run_id, tag))
+                self.client.delete_tag(run_id, taken_name(tag))
+
+    def _store_artifact(self, run_id: str, content: Path, folder: str) -> None:
+        if content.is_dir():
+            self.client.log_artifacts(run_id, str(content), folder or content.name)
+        else:
+            self.client.log_artifact(run_id, str(content), folder or None)
 
     @cached_property
     def models(self) -> LoggedModels:
@@ -308,6 +347,7 @@ class MlflowStore:
         return {"status": run.info.status, "tags": tags, "params": dict(run.data.params)}
 
     def finish(self, run_id: str, event: Mapping[str, Any]) -> None:
+        self._check_active(run_id)
         self._tags(run_id, event.get("tags", {}))
         self.client.set_terminated(run_id, status=event["status"], end_time=event["time_ms"])
 

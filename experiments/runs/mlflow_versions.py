@@ -6,6 +6,7 @@ Imports MLflow, which takes seconds: import it lazily.
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 from mlflow import MlflowClient
@@ -15,10 +16,12 @@ from mlflow.exceptions import MlflowException
 
 from experiments.runs.mlflow_names import MAX_TAG, taken_text
 from experiments.runs.model_names import CHECKPOINT_TAG, CODEC_TAG, PARENT_TAG, TRAINED_ON_TAG
+from experiments.runs.resumed import COMMITS, others_before, values_of
 
 MODEL_VERSIONS = "mlflow.modelVersions"  # of a logged model: what MLflow's page of it lists
 MODEL_ID = "nava.model_id"  # MLflow's databases do not keep the model of a version
 MOVED_AT = "nava.alias_moved_at_ms"
+AHEAD_S = 3600.0  # of this clock: no run of a right one has been then
 EXISTS = "RESOURCE_ALREADY_EXISTS"
 ABSENT = "RESOURCE_DOES_NOT_EXIST"
 
@@ -68,6 +71,17 @@ class RegisteredVersions:
         self.client.set_registered_model_tag(name, key, str(time_ms))
         return True
 
+    def why_not_moved(self, name: str, alias: str) -> str:
+        """What `move_alias` answered False for, and what to do where a clock was wrong."""
+        key = f"{MOVED_AT}.{alias}"
+        moved_s = int(self.client.get_registered_model(name).tags.get(key, 0)) / 1000
+        said = "not moved: a later run has moved it, at " + time.strftime(
+            "%Y-%m-%d %H:%M UTC", time.gmtime(moved_s)
+        )
+        if moved_s - time.time() < AHEAD_S:
+            return said
+        return f"{said}, which lies ahead: delete the tag {key} of {name} in MLflow, then set the alias there"
+
     def _ensure(self, name: str) -> None:
         try:
             self.client.create_registered_model(name, description="Models of one recipe of NAVA Align.")
@@ -100,6 +114,8 @@ def _tags(model: LoggedModel, run: Run) -> dict[str, str]:
     found = {MODEL_ID: model.model_id} | {name: model.tags[name] for name in kept if name in model.tags}
     copied = ("nava.run", "nava.stage", "nava.recipe", "mlflow.source.git.commit", "git.dirty")
     found |= {name.replace("mlflow.source.", ""): of_run[name] for name in copied if of_run.get(name)}
+    if before := others_before(values_of(of_run.get(COMMITS, ""))):
+        found["git.commits_before"] = ", ".join(before)
     keys = {name: key for name, key in of_run.items() if name.startswith("parent_key.")}
     if keys:
         found["nava.parents"] = ", ".join(keys.values())
@@ -118,4 +134,6 @@ def _description(tags: dict[str, str]) -> str:
     if "git.commit" in tags:
         changed = " with uncommitted changes" if tags.get("git.dirty") == "true" else ""
         parts.append(f"commit {tags['git.commit'][:12]}{changed}")
+    if before := tags.get("git.commits_before"):
+        parts.append(f"begun with commit {before[:12]}")
     return ", ".join(parts)

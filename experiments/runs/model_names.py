@@ -81,6 +81,33 @@ def digest_of_model(folder: Path) -> str:
     return f"{ADAPTER}:{adapter}" if adapter else ""
 
 
+def identified(tags: Mapping[str, Any]) -> bool:
+    """True if tags name a checkpoint, codec or adapter."""
+    return any(tags.get(tag) for tag in TAG_OF.values())
+
+
+def other_model(folder: Path, tags: Mapping[str, Any]) -> str:
+    """Which model a folder has in place of the one that tags name, in one line; "" where it is that one, and
+    where there is no folder."""
+    expected = {kind: str(tags[tag]) for kind, tag in TAG_OF.items() if tags.get(tag)}
+    if not expected or not folder.is_dir():
+        return ""
+    config, adapter = _facts(folder / "config.json"), _facts(folder / "adapter.json")
+    ids = {
+        CHECKPOINT: config.get("checkpoint_id"),
+        CODEC: config.get("codec_id") if "kind" in config else "",
+        ADAPTER: adapter.get("adapter_id"),
+    }
+    found = {kind: str(value) for kind, value in ids.items() if value}
+    known = found.keys() & expected.keys()
+    if known and all(found[kind] == expected[kind] for kind in known):
+        return ""
+    if not known and ADAPTER in found:  # those of earlier versions have the id of what they were merged into
+        return ""
+    lies = " ".join(f"{kind} {value}" for kind, value in found.items()) or "no model with an id"
+    return f"{lies} in place of {' '.join(f'{kind} {value}' for kind, value in expected.items())}"
+
+
 def _facts(path: Path) -> Mapping[str, Any]:
     """A JSON object; empty where there is none, as tracking fails no run."""
     try:

@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from experiments.runs.local_store import database_of
 from experiments.runs.model_files import check_model_files
-from experiments.runs.model_names import CODEC, digest_of_model
+from experiments.runs.model_names import CODEC, digest_of_model, other_model
 from experiments.runs.model_uri import ModelUri, is_registered, parse_model_uri
 from experiments.runs.registry_store import RegisteredModel, RegistryStore, Unanswered
 from experiments.runs.store_uri import connection_uri, store_uri
@@ -111,6 +111,7 @@ def fetched(uri: str, cache: Path, root: Path) -> Path:
     folder = _place(found, cache)
     if not _is_fetched(folder):
         _fetch(uri, found, folder, root)
+    _check_identity(uri, found, folder, root)
     if asked.changes:
         print(f"{uri}: {found.uri}", file=sys.stderr)
     return _usable(uri, folder)
@@ -144,6 +145,16 @@ def _known_copy(asked: ModelUri, cache: Path, root: Path) -> Path | None:
     return None
 
 
+def _check_identity(uri: str, found: RegisteredModel, folder: Path, root: Path) -> None:
+    """Raises ValueError in one line where the files are another model than the store says. Versions that were
+    sent by earlier versions of this code may have the files of a later training."""
+    if digest_of_model(folder) and (other := other_model(folder, found.tags)):
+        raise ValueError(
+            f"{uri}: {store_uri(root)} has {other} there: another training had taken its folder when it was "
+            "stored; give the folder of the model, or another version"
+        )
+
+
 def _fetch(uri: str, found: RegisteredModel, folder: Path, root: Path) -> None:
     """Download into a temporary folder that takes its place when it is whole; one process at a time."""
     try:
@@ -163,6 +174,7 @@ def _download(uri: str, found: RegisteredModel, folder: Path, root: Path) -> Non
         content = found.download(partial)
         if not any((content / name).is_file() for name in CONTENT):
             raise ValueError(f"{uri}: what is registered there is no model folder (no config.json)")
+        _check_identity(uri, found, content, root)
         check_model_files(content, f"{uri} (fetched from {store_uri(root)})")
         about = {"uri": found.uri, "store": store_uri(root), "identity": found.identity}
         write_json(content / FETCHED, about, indent=1)

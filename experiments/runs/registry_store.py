@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ class Unanswered(Exception):
 
 @dataclass(frozen=True)
 class RegisteredModel:
-    """A model of the registry. identity: apart from every other model that has had this name and version."""
+    """A model of the registry. identity: apart from every other model that has had this name and version.
+    tags: of the version, with the id of the checkpoint or codec that it is."""
 
     name: str
     version: str
@@ -32,6 +33,7 @@ class RegisteredModel:
     identity: str
     source: str
     tracking_uri: str  # may hold a password
+    tags: Mapping[str, str] = field(default_factory=dict)
 
     def download(self, folder: Path) -> Path:
         """The files, in a folder below `folder`. Raises ValueError where the store does not give them."""
@@ -87,7 +89,9 @@ class RegistryStore:
         source = self._ask(lambda: self.client.get_model_version_download_uri(asked.name, version))
         identity = f"{asked.name}/{version} {found.creation_timestamp} {found.source}"
         uri = f"{SCHEME}{asked.name}/{version}"
-        return RegisteredModel(asked.name, version, uri, identity, source or found.source, self._uri)
+        return RegisteredModel(
+            asked.name, version, uri, identity, source or found.source, self._uri, found.tags
+        )
 
     def codec(self, codec_id: str) -> str:
         """URI of the newest version of a codec; "" if it is not registered."""
@@ -104,7 +108,7 @@ class RegistryStore:
         if str(model.status) != "READY":
             raise ValueError(f"{asked.text}: {self._refusal()}: not all of its files are stored yet")
         place, uri = model.artifact_location, asked.model_id
-        return RegisteredModel(asked.model_id, "model", asked.text, uri, place, self._uri)
+        return RegisteredModel(asked.model_id, "model", asked.text, uri, place, self._uri, model.tags)
 
     def _ask(self, call: Any) -> Any:
         """The answer, None where the store does not know it."""

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -245,16 +245,21 @@ def stuck_shown(tracker: SpoolTracker, root: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if time.monotonic() - begun_s > LONG_S and not is_sending(tracker.folder.parent):
-            ensure_sender(tracker.folder.parent, root)  # the one that began with the run was killed
-        patience_s = 0.0 if DVC_VARIABLE in os.environ else END_PATIENCE_S
-        wait_for_end(tracker.folder, root, patience_s)
-        if problem := stuck(tracker.folder, root):
-            print(
-                f"tracking: run {tracker.key} is not in MLflow as a whole: {problem}; `nava tracking flush` "
-                "sends the rest",
-                file=sys.stderr,
-            )
+        with suppress(OSError):  # a spool that cannot be read, of which the tracker has warned
+            _show_stuck(tracker, root, time.monotonic() - begun_s > LONG_S)
+
+
+def _show_stuck(tracker: SpoolTracker, root: Path, is_long: bool) -> None:
+    if is_long and not is_sending(tracker.folder.parent):
+        ensure_sender(tracker.folder.parent, root)  # the one that began with the run was killed
+    patience_s = 0.0 if DVC_VARIABLE in os.environ else END_PATIENCE_S
+    wait_for_end(tracker.folder, root, patience_s)
+    if problem := stuck(tracker.folder, root):
+        print(
+            f"tracking: run {tracker.key} is not in MLflow as a whole: {problem}; `nava tracking flush` "
+            "sends the rest",
+            file=sys.stderr,
+        )
 
 
 def _announced_key(stage: str, current: str, marker: Path, spool: Path) -> str:

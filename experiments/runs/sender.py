@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import os
 import sqlite3
 import sys
@@ -15,13 +16,16 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from experiments.runs.local_store import follow_move
-from experiments.runs.spool import SpooledRun, problem_of, spooled_runs
+from experiments.runs.owner import silence
+from experiments.runs.spool import FOLDER_REFUSED, SpooledRun, problem_of, spooled_runs
 from experiments.runs.store_uri import connection_uri, store_uri
 from pretrain.files import replacing
 
 EXPERIMENT = "nava"
 PROBLEM = "sender.problem"  # in the spool, while the store as a whole does not take anything
 WAKE = "sender.wake"  # made in the spool by a run that waits for its end to be sent
+LOCK = "sender.lock"
+NOT_OURS = "its folder can be written by another user only, who has to send it"
 POLL_S = 5.0
 WAKE_S = 0.25
 IDLE_S = 20.0
@@ -43,7 +47,7 @@ def quiet_mlflow() -> None:
 def wait_until_sent(spool: Path, root: Path, patience_s: float) -> bool:
     """Wait for a concurrent sender; False if events are still pending after `patience_s`."""
     end = time.monotonic() + patience_s
-    while waiting := any(run.has_pending(store_uri(root)) for run in spooled_runs(spool)):
+    while waiting := any(run.has_pending(store_uri(root)) and run.is_ours() for run in spooled_runs(spool)):
         if time.monotonic() > end:
             break
         with contextlib.suppress(OSError):
@@ -78,10 +82,30 @@ def unsent(spool: Path, root: Path) -> list[Unsent]:
     """The runs of a spool that the store does not have whole."""
     uri = store_uri(root)
     return [
-        Unsent(run.key, run.pending(uri), run.sent_to(uri).problem)
+        Unsent(run.key, run.pending(uri), run.sent_to(uri).problem if run.is_ours() else NOT_OURS)
         for run in spooled_runs(spool)
         if run.has_pending(uri)
     ]
+
+
+def give_up(spool: Path, root: Path, key: str) -> int:
+    """Give up what the store cannot be sent of a run; returns the number of events, which stay in the spool.
+
+    Raises ValueError where there is no such run, or nothing says that it cannot be sent.
+    """
+    run, uri = SpooledRun(spool / key), store_uri(root)
+    if key not in {known.key for known in spooled_runs(spool)}:
+        raise ValueError(f"{key}: no run in {spool}; `nava tracking flush` names those that are not sent")
+    if not run.has_pending(uri):
+        raise ValueError(f"{key}: {uri} has all of it; there is nothing to give up")
+    if not run.sent_to(uri).problem:
+        raise ValueError(f"{key}: it waits, and no fault of it is known; `nava tracking flush` sends it")
+    return run.let_go(uri)
+
+
+def silent_elsewhere(spool: Path) -> list[tuple[str, str]]:
+    """(key, what is known and what follows) of the runs of other machines that give no signs."""
+    return [(run.key, told) for run in spooled_runs(spool) if (told := silence(run.folder))]
 
 
 def stuck(folder: Path, root: Path) -> str:
@@ -106,12 +130,14 @@ def wait_for_end(folder: Path, root: Path, patience_s: float) -> None:
 
 
 def is_sending(spool: Path) -> bool:
-    """True if a sender is at work on the spool."""
+    """True if a sender is at work on the spool; False where none can be, as it cannot be written."""
     try:
         with sender_lock(spool).acquire(blocking=False):
             return False
     except Timeout:
         return True
+    except OSError:
+        return False
 
 
 class Unreachable(OSError):
@@ -123,7 +149,7 @@ def flush(spool: Path, root: Path) -> int:
     `Sent.problem` says why. Raises Unreachable if the store does not respond at all."""
     for run in spooled_runs(spool):
         run.end_if_abandoned()
-    pending = [run for run in spooled_runs(spool) if run.has_pending(store_uri(root))]
+    pending = [run for run in spooled_runs(spool) if run.has_pending(store_uri(root)) and run.is_ours()]
     if not pending:
         _tell(spool, "")
         return 0
@@ -153,9 +179,9 @@ def _connect(root: Path) -> Any:
             store.open()
             _store = store
         except Exception as error:  # MLflow's stores raise whatever their database or HTTP client does
-            raise Unreachable(
-                f"{store_uri(root)}: MLflow does not answer ({problem_of(error)}); the runs stay in the spool"
-            ) from error
+            problem = problem_of(error)
+            said = problem if problem == FOLDER_REFUSED else f"MLflow does not answer ({problem})"
+            raise Unreachable(f"{store_uri(root)}: {said}; the runs stay in the spool") from error
     return _store
 
 
@@ -180,7 +206,8 @@ def _send(store: Any, run: SpooledRun) -> None:
     except Exception as error:  # MLflow's stores raise whatever their database or HTTP client does
         if not store.answers():
             raise Unreachable(f"{store.uri}: MLflow does not answer ({problem_of(error)})") from error
-        run.note(store.uri, problem_of(error))
+        with contextlib.suppress(OSError):  # the disk is full
+            run.note(store.uri, problem_of(error))
     problem = run.sent_to(store.uri).problem
     if problem and problem != before:
         print(f"{time.strftime('%F %T')} {run.key}: not sent whole: {problem}", flush=True)
@@ -223,16 +250,31 @@ def follow(spool: Path, root: Path) -> None:
 def _pause(spool: Path, seconds: float) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             (spool / WAKE).unlink()
             return
         time.sleep(WAKE_S)
 
 
 def sender_lock(spool: Path) -> FileLock:
-    """Lock held while sending."""
+    """Lock held while sending, by any user who can write the spool. Raises Timeout where another one holds it
+    who made it for himself alone, OSError where the spool cannot be written."""
     spool.mkdir(parents=True, exist_ok=True)
-    return FileLock(spool / "sender.lock")
+    path = spool / LOCK
+    if path.exists() and not os.access(path, os.W_OK):
+        _replace_foreign(path)
+    return FileLock(path, mode=0o666 & spool.stat().st_mode)
+
+
+def _replace_foreign(path: Path) -> None:
+    """Remove a lock file that only its owner can open for writing, as earlier versions made them. Raises
+    Timeout where he holds it, OSError where this user may not."""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Timeout(str(path)) from None
+        path.unlink()
 
 
 def main() -> int:
@@ -245,6 +287,9 @@ def main() -> int:
         held = sender_lock(arguments.spool).acquire(timeout=1)
     except Timeout:  # another process is sending
         return 0
+    except OSError as error:
+        print(f"{arguments.spool}: runs are not sent ({error})", flush=True)
+        return 1
     with held:
         os.nice(NICE)
         follow(arguments.spool, arguments.root)

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import psutil
-
+from experiments.runs.logged_files import changed, located, release, release_all
+from experiments.runs.model_names import identified, other_model
+from experiments.runs.owner import OWNER, owner_in, runs_here, silent_since
 from experiments.runs.store_uri import public_uri, scrubbed
-from experiments.runs.tracker import EVENTS, OWNER, SpoolTracker, read_event
+from experiments.runs.tracker import EVENTS, SpoolTracker, read_event
 from pretrain.config import one_line
 from pretrain.files import replacing
 
 SENT = "sent.json"
 CONFIG = "config.json"
+ABANDONED = "nava.abandoned"  # tag: why a run that did not end itself was ended
 MAX_EVENTS = 500  # of metrics, sent together
+FOLDER_REFUSED = (
+    "MLflow takes no plain folder any more; set MLFLOW_TRACKING_URI=sqlite:////PATH/mlflow.db, or unset it "
+    "(`mlflow migrate-filestore --source FOLDER --target sqlite:////PATH/mlflow.db` takes old runs over)"
+)
 PATIENCE = 3  # files in a row that could not be stored, before the others of the run wait too
 RUN_LINK = re.compile(r"\(run:([\w.\-]+)\)")  # of Markdown: [text](run:KEY)
 # kinds of events that copy files, or need a copied one, and may come after those behind them
@@ -32,9 +40,11 @@ class Store(Protocol):
 
     def find(self, key: str) -> str: ...
 
-    def announce(self, key: str, event: Mapping[str, Any]) -> str: ...
+    def announce(self, key: str, event: Mapping[str, Any], run_id: str = "") -> str: ...
 
-    def start(self, key: str, event: Mapping[str, Any], run_ids: Mapping[str, str]) -> str: ...
+    def start(
+        self, key: str, event: Mapping[str, Any], run_ids: Mapping[str, str], run_id: str = ""
+    ) -> str: ...
 
     def metrics(self, run_id: str, events: list[Mapping[str, Any]]) -> None: ...
 
@@ -113,12 +123,26 @@ class SpooledRun:
     def has_pending(self, uri: str) -> bool:
         """True if this store lacks events."""
         sent = self.sent_to(uri)
-        return bool(sent.left) or (self.folder / EVENTS).stat().st_size > sent.offset
+        try:
+            return bool(sent.left) or (self.folder / EVENTS).stat().st_size > sent.offset
+        except OSError:  # a spool that could not be written
+            return False
+
+    def is_ours(self) -> bool:
+        """True if this user can send the run, whose progress is kept in its folder."""
+        return os.access(self.folder, os.W_OK)
 
     def pending(self, uri: str) -> int:
         """Number of events that this store lacks."""
         sent = self.sent_to(uri)
         return len(sent.left) + sum(1 for _ in self.events(sent.offset))
+
+    def let_go(self, uri: str) -> int:
+        """Count what this store lacks as sent, which stays in the spool; returns the number of events."""
+        events, sent = self.pending(uri), self.sent_to(uri)
+        offset = max((end for end, _ in self.events(sent.offset)), default=sent.offset)
+        self._remember(replace(sent, offset=offset, left=(), problem=""))
+        return events
 
     def note(self, uri: str, problem: str) -> None:
         """Keep why the run could not be sent."""
@@ -127,13 +151,9 @@ class SpooledRun:
             self._remember(replace(sent, problem=problem))
 
     def alive(self) -> bool:
-        """True if the run has not ended and its process is alive."""
+        """True if the run has not ended and its process is alive, or cannot be seen from this machine."""
         owner = self.owner()
-        try:
-            # a process that started later has reused the pid
-            return bool(owner) and psutil.Process(owner["pid"]).create_time() <= owner["time_s"]
-        except (KeyError, psutil.NoSuchProcess):  # ended meanwhile, or killed while it wrote
-            return False
+        return bool(owner) and runs_here(owner) is not False
 
     def started(self) -> bool:
         """False for a run that was only announced."""
@@ -141,35 +161,72 @@ class SpooledRun:
 
     def last_end(self) -> tuple[str, int]:
         """(status, milliseconds since 1970) of the run's last end; ("", 0) if it runs or waits."""
-        last = ("", 0)
+        event = self.end_event()
+        return (event["status"], event["time_ms"]) if event else ("", 0)
+
+    def end_event(self) -> dict[str, Any]:
+        """The run's last end; empty if it runs or waits."""
+        last: dict[str, Any] = {}
         for _, event in self.events():
             if event["kind"] in ("announce", "start"):
-                last = ("", 0)
+                last = {}
             elif event["kind"] == "finish":
-                last = (event["status"], event["time_ms"])
+                last = event
         return last
 
     def end_if_abandoned(self) -> bool:
-        """Write the end event of a killed process; True if one was missing."""
-        if not (self.folder / OWNER).is_file() or self.alive():
+        """Write the end event of a process that was killed, or is on another machine and silent for hours;
+        True if one was missing."""
+        owner, tags = self.owner(), {}
+        if not (self.folder / OWNER).is_file() or (alive := runs_here(owner)):
             return False
-        SpoolTracker(self.folder).finish(self._end_of_children() if self.owner().get("waits") else "KILLED")
-        return True
+        if not self.is_ours():
+            return False
+        if alive is None:
+            if not (since_s := silent_since(self.folder)):
+                return False
+            since = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(since_s))
+            tags = {ABANDONED: f"no sign of process {owner['pid']} of {owner['host']} since {since}"}
+        if self.owner() != owner or not (self.folder / OWNER).is_file():  # ended or went on meanwhile
+            return False
+        status = self._end_of_children() if owner.get("waits") else "KILLED"
+        SpoolTracker(self.folder).finish(status, tags, abandoned=True)
+        return not (self.folder / OWNER).is_file()
 
     def start_event(self) -> dict[str, Any]:
-        """What the run began with; empty without it."""
-        return next((event for _, event in self.events() if event["kind"] == "start"), {})
+        """What the run began with, or went on with the last time; empty without it."""
+        last: dict[str, Any] = {}
+        for event in self._begins_and_ends():
+            last = event if event["kind"] == "start" else last
+        return last
+
+    def _begins_and_ends(self) -> Iterator[dict[str, Any]]:
+        with (self.folder / EVENTS).open("rb") as file:
+            for line in file:
+                # most lines are metrics, which are not parsed
+                if b'"start"' in line or b'"finish"' in line:
+                    event = read_event(line)
+                    if event is not None and event["kind"] in ("start", "finish"):
+                        yield event
+
+    def end_below(self, invocation: str) -> str | None:
+        """Status with which the run ended below an invocation, "" without; None if it was never below it."""
+        found, below = None, False
+        for event in self._begins_and_ends():
+            if event["kind"] == "start":
+                below = event.get("invocation") == invocation
+                found = "" if below else found
+            elif below:
+                found = event["status"]
+        return found
 
     def owner(self) -> dict[str, Any]:
-        """The process that the run lasts as long as, {pid, time_s, waits}; empty for a run that has ended."""
-        try:
-            return json.loads((self.folder / OWNER).read_text())
-        except (OSError, ValueError):
-            return {}
+        """The process that the run lasts as long as (`owner_in`); empty for a run that has ended."""
+        return owner_in(self.folder)
 
     def _end_of_children(self) -> str:
         """FINISHED if every run below this one did, FAILED if one failed, else KILLED."""
-        found = {run.last_end()[0] for run in children(self.folder.parent, self.key)}
+        found = {run.end_below(self.key) for run in spooled_runs(self.folder.parent)} - {None}
         return "FAILED" if "FAILED" in found else "FINISHED" if found == {"FINISHED"} else "KILLED"
 
     def send(self, store: Store) -> None:
@@ -179,7 +236,7 @@ class SpooledRun:
         holds neither the metrics nor the end of its run. Raises what the store raises for anything else.
         """
         sent = self._send_left(store, self.sent_to(store.uri))
-        behind, failures = sent.offset, 0
+        behind, failures, ended = sent.offset, 0, False
         batch: list[Mapping[str, Any]] = []
         for offset, event in self.events(sent.offset):
             if event["kind"] != "metrics" or len(batch) >= MAX_EVENTS:
@@ -192,16 +249,20 @@ class SpooledRun:
                 left = (*sent.left, behind) if problem else sent.left
                 sent = replace(sent, offset=offset, left=left, problem=problem or sent.problem)
                 self._remember(sent)
+                if not problem:
+                    release(event, self.folder)
             else:
                 run_id = self._send_event(store, sent.run_id, event)
                 problem = self._send_file(store, run_id, event) if event.get("config") else ""
                 left = (*sent.left, behind) if problem else sent.left
                 sent = replace(sent, run_id=run_id, offset=offset, left=left, problem=problem or sent.problem)
                 self._remember(sent)
-            behind = offset
+            behind, ended = offset, event["kind"] == "finish"
         sent = self._send_batch(store, sent, batch, behind)
         if sent.problem and not sent.left:
             self._remember(replace(sent, problem=""))
+        if ended and not sent.left:
+            release_all((event for _, event in self.events()), self.folder)
 
     def _send_left(self, store: Store, sent: Sent) -> Sent:
         """Try the files again that were passed over."""
@@ -215,6 +276,7 @@ class SpooledRun:
             if not failed:
                 left = tuple(other for other in sent.left if other != start)
                 sent = self._remember(replace(sent, left=left))
+                release(event or {}, self.folder)
         return replace(sent, problem=problem) if sent.left else sent
 
     def _send_file(self, store: Store, run_id: str, event: Mapping[str, Any]) -> str:
@@ -222,13 +284,24 @@ class SpooledRun:
         they never change. Returns why it was not taken, "" if it was."""
         if event["kind"] == "start":
             event = self._config_file(event["config"])
-        moved = self.folder / event["relative"] if "relative" in event else None
-        found = {**event, "path": str(moved.resolve())} if moved is not None and moved.exists() else event
+        found = event
         try:
+            found = self._found(event) if "path" in event else event
             getattr(store, found["kind"])(run_id, found)
         except Exception as error:  # a store raises whatever its database, disk or HTTP client does
             return f"{found.get('path') or found['kind']}: not stored ({problem_of(error)})"
         return ""
+
+    def _found(self, event: Mapping[str, Any]) -> dict[str, Any]:
+        """The event of a file or model with where it is now (`path`, `content`), and `changed`: why that is
+        not what was logged, "" where it is. A model is known by the ids in its folder."""
+        found = located(event, self.folder)
+        tags = event.get("tags", {})
+        ids = event["kind"] == "model" and identified(tags)
+        return {
+            **found,
+            "changed": other_model(Path(found["content"]), tags) if ids else changed(found),
+        }
 
     def _config_file(self, config: Mapping[str, Any]) -> dict[str, Any]:
         path = self.folder / CONFIG
@@ -239,11 +312,11 @@ class SpooledRun:
     def _send_event(self, store: Store, run_id: str, event: Mapping[str, Any]) -> str:
         """Send one event; returns the run's id, which the first event creates."""
         if event["kind"] == "announce":
-            return store.announce(self.key, event)
+            return store.announce(self.key, event, run_id)
         if event["kind"] == "start":
             known = self._siblings(store.uri, set(event["parents"].values()))
             above = self._linked(store, {event["invocation"]}) if event.get("invocation") else {}
-            return store.start(self.key, event, {**known, **above})
+            return store.start(self.key, event, {**known, **above}, run_id)
         if event["kind"] == "note":
             store.note(run_id, event, self._linked(store, linked_runs(event["text"])))
             return run_id
@@ -279,7 +352,7 @@ class SpooledRun:
 
 
 def children(spool: Path, invocation: str) -> list[SpooledRun]:
-    """The runs that an invocation started, oldest first."""
+    """The runs below an invocation, oldest first. One that several went on with is below the last of them."""
     return [run for run in spooled_runs(spool) if run.start_event().get("invocation") == invocation]
 
 
@@ -290,9 +363,11 @@ def linked_runs(text: str) -> set[str]:
 
 def problem_of(error: Exception) -> str:
     """What a store raised, in one line without secrets."""
+    if "migrate-filestore" in str(error):  # MLflow's own words are several lines
+        return FOLDER_REFUSED
     return f"{type(error).__name__}: {one_line(scrubbed(str(error)), 300)}"
 
 
 def spooled_runs(spool: Path) -> list[SpooledRun]:
-    """All runs of a spool, oldest first."""
-    return [SpooledRun(path.parent) for path in sorted(spool.glob(f"*/{EVENTS}"))]
+    """All runs of a spool that this user can read, oldest first."""
+    return [SpooledRun(path.parent) for path in sorted(spool.glob(f"*/{EVENTS}")) if os.access(path, os.R_OK)]

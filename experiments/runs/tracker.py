@@ -11,7 +11,6 @@ import contextlib
 import json
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -20,15 +19,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from experiments.runs import owner
+from experiments.runs.logged_files import MAX_COPIED_BYTES, keep, release
 from experiments.runs.origin import origin_of
 from pretrain.files import replacing
 
 EVENTS = "events.jsonl"
-OWNER = "owner.json"
 RUN_KEY = "run_key.txt"
-KEPT = "files"  # copies of files whose place is removed with the run
 # STAGE=KEY: the run that a submission announced for a stage, in the environment of its job
 ANNOUNCED_RUN = "NAVA_RUN"
 JOB = "nava.job"  # tag: submission id of the job of a run
@@ -90,10 +89,10 @@ class SpoolTracker:
         """
         known = self._known_points()
         values = {name: float(value) for name, value in metrics.items() if step not in known.get(name, {})}
-        for name, value in values.items():
-            known.setdefault(name, {})[step] = value
-        if values:
-            self._append("metrics", step=step, values=values, **({"time_ms": time_ms} if time_ms else {}))
+        at = {"time_ms": time_ms} if time_ms else {}
+        if values and self._append("metrics", step=step, values=values, **at):
+            for name, value in values.items():
+                known.setdefault(name, {})[step] = value
 
     def _known_points(self) -> dict[str, dict[int, float]]:
         """Metric -> step -> value: those in the spool when this process began, and its own since."""
@@ -112,8 +111,10 @@ class SpoolTracker:
                     yield event
 
     def log_artifact(self, path: str, folder: str = "") -> None:
-        """Record a file or folder to be copied when the run is sent; it must still exist then."""
-        self._append("artifact", **self._place(Path(path)), folder=folder)
+        """Record a file or folder to be copied when the run is sent, as it is now where it can be kept."""
+        place = keep(Path(path), self.folder, self.temporary)
+        if not self._append("artifact", **place, folder=folder):
+            release(place, self.folder)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         values = {name: str(value) for name, value in tags.items()}
@@ -136,7 +137,9 @@ class SpoolTracker:
         version_of: id of a checkpoint; a registered model that has it takes the version, before `registered`.
         """
         names = {"registered": registered, "alias": alias, "version_of": version_of}
-        self._append("model", **self._place(path), name=name, tags=dict(tags), **names)
+        place = keep(path, self.folder, self.temporary, MAX_COPIED_BYTES)
+        if not self._append("model", **place, name=name, tags=dict(tags), **names):
+            release(place, self.folder)
 
     def log_model_metrics(self, checkpoint: str, metrics: Mapping[str, float], step: int = 0) -> None:
         """Metrics of the model with this checkpoint id, which another run may have logged.
@@ -149,28 +152,6 @@ class SpoolTracker:
     def move_alias(self, registered: str, alias: str, checkpoint: str) -> None:
         """Move an alias of a registered model to its version with this checkpoint id."""
         self._append("model_alias", registered=registered, alias=alias, checkpoint=checkpoint)
-
-    def _place(self, path: Path) -> dict[str, str]:
-        """Where a file is, also relative to the run's folder, for a checkout that has moved meanwhile."""
-        kept = self._kept(path) if self.temporary else path
-        absolute = str(kept.resolve())
-        return {"path": absolute, "relative": os.path.relpath(absolute, self.folder.resolve())}
-
-    def _kept(self, path: Path) -> Path:
-        """The path, or a copy (hard links where possible) in the run's folder."""
-        kept = self.folder / KEPT / uuid.uuid4().hex[:8] / path.name
-        try:
-            kept.parent.mkdir(parents=True)
-            if path.is_dir():
-                shutil.copytree(path, kept, copy_function=_link_or_copy)
-            elif path.is_file():
-                _link_or_copy(str(path), str(kept))
-            else:
-                return path
-        except OSError as error:
-            log.warning("tracking: %s is not kept (%s)", path, error)
-            return path
-        return kept
 
     def announce(self, run: RunStart) -> None:
         """Announce the run: MLflow assigns an id and shows it as SCHEDULED."""
@@ -191,17 +172,21 @@ class SpoolTracker:
         """
         self.tags |= run.tags
         self._append("start", **vars(run), **self.about)
-        owner = {"pid": pid or os.getpid(), "time_s": time.time(), **({"waits": True} if pid else {})}
         with contextlib.suppress(OSError):
-            (self.folder / OWNER).write_text(json.dumps(owner))
+            owner.hold(self.folder, pid, run.invocation)
 
-    def finish(self, status: str, tags: Mapping[str, str] | None = None) -> None:
-        """End the run; status is one of MLflow's FINISHED, FAILED, KILLED."""
-        self._append("finish", status=status, **({"tags": dict(tags)} if tags else {}))
-        with contextlib.suppress(OSError):
-            (self.folder / OWNER).unlink()
+    def finish(self, status: str, tags: Mapping[str, str] | None = None, abandoned: bool = False) -> None:
+        """End the run; status is one of MLflow's FINISHED, FAILED, KILLED.
 
-    def _append(self, kind: str, **values: Any) -> None:
+        abandoned: its process ended without doing so itself.
+        """
+        more = {**({"tags": dict(tags)} if tags else {}), **({"abandoned": True} if abandoned else {})}
+        if self._append("finish", status=status, **more):
+            with contextlib.suppress(OSError):  # without the end, it stays for `SpooledRun.end_if_abandoned`
+                owner.let_go(self.folder)
+
+    def _append(self, kind: str, **values: Any) -> bool:
+        """Write an event; False where it could not be written."""
         line = json.dumps({"kind": kind, "time_ms": int(time.time() * 1000), **values}, default=str)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -220,6 +205,8 @@ class SpoolTracker:
                     error,
                 )
             self._broken = True
+            return False
+        return True
 
     def _ends_torn(self) -> bool:
         path = self.folder / EVENTS
@@ -237,13 +224,6 @@ def read_event(line: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return event if isinstance(event, dict) and "kind" in event else None
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 @contextlib.contextmanager
@@ -273,16 +253,28 @@ def kept_run_key(folder: Path, name: str) -> str:
     return path.read_text()
 
 
+def _log_of(spool: Path) -> IO[bytes]:
+    """The sender's log, for all who can write the spool; nothing is kept where it is another user's alone."""
+    path = spool / "sender.log"
+    try:
+        output = path.open("ab")
+    except PermissionError:
+        return Path(os.devnull).open("ab")
+    with contextlib.suppress(OSError):
+        path.chmod(0o666 & spool.stat().st_mode)
+    return output
+
+
 def ensure_sender(spool: Path, root: Path) -> subprocess.Popen[bytes] | None:
     """Start the process that sends the spool to MLflow, at low priority.
 
     It exits immediately if another one is running.
     """
     root = origin_of(root)
-    spool.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "experiments.runs.sender", str(spool), "--root", str(root)]
     try:
-        with (spool / "sender.log").open("ab") as output:
+        spool.mkdir(parents=True, exist_ok=True)
+        with _log_of(spool) as output:
             return subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,

@@ -14,6 +14,7 @@ import numpy as np
 
 from pretrain.config import one_line
 from pretrain.data.manifest import ManifestRow, read_manifest
+from pretrain.files import path_of_row
 from pretrain.jsonl import FieldError, scan
 from pretrain.media.errors import MediaError
 from pretrain.media.read import read_media
@@ -262,13 +263,16 @@ def index_clips(index: Path, prefix: Path = Path(), kind: str = "") -> Iterator[
             raise ValueError(row.at(index))
         if missing := {"data_id", "prompt", "video", "reference_paths", "meta"} - row.keys():
             raise ValueError(f"{index}:{line} {sorted(missing)[0]}: missing; run `nava generate` again")
-        # references are stored relative to the working directory of the command
-        references = [Path(reference) if reference else None for reference in row["reference_paths"]]
+        references = [
+            path_of_row(reference, index.parent) if reference else None
+            for reference in row["reference_paths"]
+        ]
+        image = path_of_row(row["image_path"], index.parent) if row.get("image_path") else None
         meta = {**row["meta"], "kind": kind} if kind else row["meta"]
         # of a clip without a picture, the sound
         media = row["video"] or row.get("audio", "")
         name, video = (prefix / row["data_id"]).as_posix(), index.parent / media
-        yield clip_file(name, video, row["prompt"], meta, references, image=row.get("image_path"))
+        yield clip_file(name, video, row["prompt"], meta, references, image=image)
 
 
 def _prompts(source: Path) -> Iterator[ClipFile]:

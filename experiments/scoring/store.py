@@ -14,6 +14,7 @@ from experiments.scoring.clips import ClipFile
 from pretrain.files import locked, replacing, sha256_of
 
 StoredRow = dict[str, Any]
+_START = b'{"clip": '  # of every row
 
 
 class ScoreStore:
@@ -62,9 +63,13 @@ class ScoreStore:
             temporary.write_bytes(b"".join(_line(row) for row in self.rows.values()))
 
     def _read(self) -> None:
+        if self.path.is_dir():
+            raise IsADirectoryError(f"{self.path}: a folder; give --out a file")
         if not self.path.is_file():
             return
         *lines, torn = self.path.read_bytes().split(b"\n")
+        if not lines and torn[: len(_START)] != _START[: len(torn)]:
+            raise ValueError(f"{self.path}:1: not a row of `nava score`; give another --out")
         for number, line in enumerate(lines, start=1):
             row = _parsed(line, f"{self.path}:{number}")
             if row["config"] != self.config_id:

@@ -16,6 +16,7 @@ from experiments.voting.results import results
 from experiments.voting.survey import Survey, find_survey
 from experiments.voting.texts import read_texts
 from pretrain.jsonl import dump
+from pretrain.owned import replaced_file
 
 STATIC = Path(__file__).parent / "static"
 SCRIPTS = ("charts.js", "texts.js", "owner.js")
@@ -32,7 +33,7 @@ def _opened(place: str) -> Iterator[Engine]:
 
 
 def export_votes(place: str, name: str | None, votes: Path) -> int:
-    """Writes the public JSONL; returns the number of rows.
+    """Writes the public JSONL, returns the number of rows; other votes that are there go to the trash.
 
     Raises ValueError where the survey is not to be found or has no vote.
     """
@@ -41,7 +42,8 @@ def export_votes(place: str, name: str | None, votes: Path) -> int:
         rows = public_rows(connection, survey)
     if not rows:
         raise ValueError(f"survey {survey.name!r}: nobody has voted yet")
-    dump(votes, rows)
+    with replaced_file(votes) as path:
+        dump(path, rows)
     return len(rows)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.gsb.pairs import INDEX, ClipRef, read_clips
-from pretrain.files import sha256_of
+from pretrain.files import path_of_row, sha256_of
 from pretrain.jsonl import FieldError, scan
 from pretrain.media.errors import MediaError
 
@@ -102,7 +102,8 @@ def _facts(source: Path) -> dict[str, tuple[str, tuple[Path, ...]]]:
         meta, paths = row.get("meta"), row.get("reference_paths")
         kind = meta.get("kind") if isinstance(meta, dict) else ""
         named = [path for path in paths if isinstance(path, str) and path] if isinstance(paths, list) else []
-        there = [place for path in named for place in (Path(path), index.parent / path) if place.is_file()]
+        places = [(path_of_row(path, index.parent), index.parent / path) for path in named]
+        there = [place for some in places for place in some if place.is_file()]
         unique = tuple(dict.fromkeys(place.resolve() for place in there))
         found[str(row.get("case_id", row.get("data_id")))] = (kind if isinstance(kind, str) else "", unique)
     return found

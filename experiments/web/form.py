@@ -60,7 +60,7 @@ class PageForm:
             "guidance": dict(self.guidance),
             "task": self.task,
             "fit": self.fit,
-            "adapters": [f"{name}={scale:g}" for name, scale in side.adapters.items()],
+            "adapters": [f"{name}={scale!r}" for name, scale in side.adapters.items()],
         }
         return {name: value for name, value in given.items() if value not in (None, "", {}, [])}
 

@@ -49,7 +49,10 @@ class ModelSide:
 
 def label_of(service: str, model: str, adapters: Mapping[str, float]) -> str:
     """SERVICE.MODEL+ADAPTER@SCALE, without what is not there and without a scale of 1."""
-    added = [f"+{name}" + (f"@{scale:g}" if scale != 1.0 else "") for name, scale in adapters.items()]
+    added = [
+        f"+{name}" + (f"@{scale!r}".removesuffix(".0") if scale != 1.0 else "")
+        for name, scale in adapters.items()
+    ]
     return f"{service}{'.' if service else ''}{model}{''.join(added)}"
 
 

@@ -12,8 +12,8 @@ from typing import Any
 from finetune.rewriter.form import TEMPLATE_ID
 from finetune.rewriter.rewrite import Rewrite
 from finetune.rewriter.spans import check_spans
-from pretrain.files import replacing
 from pretrain.jsonl import scan
+from pretrain.owned import replaced_file
 from pretrain.prompt import read_prompts
 
 PATHS = ("image_path", "video", "spk_wavs")  # fields of a row that are relative to its file
@@ -33,14 +33,16 @@ def read_rows(source: Path, to: Path) -> list[SourceRow]:
     """The rows of an inference JSONL that is to be rewritten into `to`.
 
     Raises ValueError `file:line field: message` for a bad or already rewritten row, and where `to` is the
-    source or lies in another folder while rows name files relative to theirs; FileNotFoundError without the
-    source; OSError where `to` cannot be written.
+    source, holds anything but rewrites, or lies in another folder while rows name files relative to theirs;
+    FileNotFoundError without the source; OSError where `to` cannot be written.
     """
     checked = read_prompts(source, own_keys=True)
     if to.exists() and to.samefile(source):
         raise ValueError(f"{to}: is the file to be rewritten; give another one")
     if to.is_dir():
         raise IsADirectoryError(f"{to}: a folder; give the path of a JSONL file")
+    if to.is_file() and not _all_rewrites(to):
+        raise ValueError(f"{to}: not a file of rewrites (rows with meta.rewrite); give another one")
     raw = {line: row for line, row in scan(source) if isinstance(row, dict)}
     rows, elsewhere = [], to.resolve().parent != source.resolve().parent
     for parsed in checked:
@@ -63,6 +65,14 @@ def read_rows(source: Path, to: Path) -> list[SourceRow]:
     return rows
 
 
+def _all_rewrites(path: Path) -> bool:
+    """Whether nothing is lost of a file that `write_rows` replaces."""
+    if not path.read_bytes().strip():
+        return True
+    metas = [isinstance(row, dict) and row.get("meta") for _, row in scan(path)]
+    return all(isinstance(meta, dict) and "rewrite" in meta for meta in metas)
+
+
 def _files(row: dict[str, Any]) -> list[str]:
     named = [row.get(field) for field in PATHS]
     flat = [name for entry in named for name in (entry if isinstance(entry, list) else [entry])]
@@ -73,7 +83,8 @@ def write_rows(to: Path, rows: Sequence[SourceRow], rewrites: Sequence[Rewrite],
     """Writes the rows with their rewrites atomically. `model`: of the requests ("" = none).
 
     Every field is kept; `data_id` is put in where a row has none, so that it keeps its name and with it its
-    noise; `meta.rewrite` has source, by, reason, tries, template and model.
+    noise; `meta.rewrite` has source, by, reason, tries, template and model. Earlier rewrites that differ go
+    to the trash.
     """
 
     def lines() -> Iterable[str]:
@@ -88,7 +99,7 @@ def write_rows(to: Path, rows: Sequence[SourceRow], rewrites: Sequence[Rewrite],
             meta = {**(source.row.get("meta") or {}), "rewrite": made}
             yield _line({**source.row, source.key: rewrite.text, "data_id": source.data_id, "meta": meta})
 
-    with replacing(to) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+    with replaced_file(to) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(lines())
 
 

@@ -14,6 +14,7 @@ from pretrain.codecs.base import Codecs
 from pretrain.codecs.load import load_codecs
 from pretrain.flow.solvers import Latents
 from pretrain.launch.stage_run import parent_id
+from pretrain.media.wav_marks import mark_wav
 from pretrain.media.write import write_wav
 from pretrain.model.shell import AVTransformer
 from pretrain.sampling import LatentRates, sample
@@ -65,4 +66,5 @@ class SampleClips:
         clips = write_clips(self.codecs, latents.video, latents.audio, fps, paths, marks)
         for path, (_, sound) in zip(paths, clips, strict=True):
             write_wav(path.with_suffix(".wav"), sound, self.codecs.audio.sample_rate_hz)
+            mark_wav(path.with_suffix(".wav"), {**marks, "data_id": path.stem})
         return [file for path in paths for file in (path, path.with_suffix(".wav"))]

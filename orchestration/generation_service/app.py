@@ -20,9 +20,11 @@ from orchestration.futures import short_line
 from orchestration.generation_service.database import DatabaseFull
 from orchestration.generation_service.dispatch import Dispatcher
 from orchestration.generation_service.fields import SCHEMA
+from orchestration.generation_service.job import FAILED, VideoJob
 from orchestration.generation_service.metrics import GenerationMetrics
-from orchestration.generation_service.offer import Offer
+from orchestration.generation_service.offer import Offer, Wanted
 from orchestration.generation_service.results import Folders
+from orchestration.generation_service.served_by import GONE, ServedBy, no_longer
 from orchestration.generation_service.store import JobStore
 from orchestration.generation_service.videos import Videos
 from orchestration.generation_service.worker import MakingWorker
@@ -59,6 +61,11 @@ def build_video_app(
             store = JobStore(folders.database, config.offer.limits)
             await asyncio.to_thread(folders.sweep, store.ids)
             await store.recover()
+            if failed := await store.take_over(
+                lambda job: no_longer(job, config.offer), lambda job: _served(config.offer, job), GONE
+            ):
+                metrics.jobs.labels(FAILED).inc(len(failed))
+                await asyncio.to_thread(folders.forget_inputs, failed)
             dispatcher = Dispatcher(
                 store, folders, make_workers(), config.offer.limits, config.batch, metrics
             )
@@ -188,6 +195,24 @@ def wait_until_free(folder: Path) -> None:
     """Waits for an application that is still ending. Raises OSError where another one has the folder."""
     with (Folders.under(folder).root / LOCK).open("w") as file:
         _held(file, folder)
+
+
+def check_waiting(config: AppConfig) -> None:
+    """Raises ValueError in one line where jobs wait that this offer cannot make as they were accepted."""
+    store = JobStore(Folders.under(config.folder).database, config.offer.limits)
+    try:
+        waiting = store.unended()
+    finally:
+        store.close()
+    if reasons := [reason for job in waiting if (reason := no_longer(job, config.offer))]:
+        raise ValueError(
+            f"{config.folder}: {len(reasons)} of {len(waiting)} jobs that wait cannot be made, the first was "
+            f"{reasons[0]}; start it as it was to make them, give another --out, or --fail-waiting"
+        )
+
+
+def _served(offer: Offer, job: VideoJob) -> str:
+    return ServedBy.of(offer, Wanted.from_json(job.wanted)).to_json()
 
 
 def _held(file: IO[str], path: Path) -> None:

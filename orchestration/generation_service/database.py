@@ -6,7 +6,7 @@ import asyncio
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,15 +26,20 @@ class Database:
     """A file in a folder that only its owner can read.
 
     `write` runs changes on a thread of their own. `read` is a connection for the thread that asks, which
-    waits for no writer. Raises ValueError in one line for a file that is none of `schema`.
+    waits for no writer. changes: by the version of an earlier file, the statement that makes it one of the
+    next. Raises ValueError in one line for a file that is none of `schema`.
     """
 
-    def __init__(self, path: Path, schema: str, version: int) -> None:
+    def __init__(self, path: Path, schema: str, version: int, changes: Mapping[int, str] = {}) -> None:
         private_folder(path.parent)
         self.path = path
         try:
             self._connection = _connected(path)
             (found,) = self._connection.execute("PRAGMA user_version").fetchone()
+            while found in changes:
+                next_one = f"{changes[found]}; PRAGMA user_version = {found + 1}"
+                self._connection.executescript(f"BEGIN IMMEDIATE; {next_one}; COMMIT;")
+                found += 1
             if found not in (0, version):
                 raise ValueError(f"{path}: of version {found}, this is {version}; move the folder away")
             self._connection.executescript(f"{schema}; PRAGMA user_version = {version};")

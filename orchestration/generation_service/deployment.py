@@ -17,7 +17,13 @@ import httpx
 from ray import serve
 from ray.serve.schema import LoggingConfig
 
-from orchestration.generation_service.app import OPERATOR, AppConfig, build_video_app, wait_until_free
+from orchestration.generation_service.app import (
+    OPERATOR,
+    AppConfig,
+    build_video_app,
+    check_waiting,
+    wait_until_free,
+)
 from orchestration.generation_service.making import ServedModel
 from orchestration.generation_service.worker import RayMakingWorker
 from orchestration.service.access import digest_of
@@ -44,6 +50,9 @@ class GenerationServiceConfig:
     tokens: Path | None = None  # file of named tokens
     audit: Path | None = None  # file that gets a line per request
     insecure_ray: bool = False
+    fail_waiting: bool = (
+        False  # jobs that wait for another model fail; without, they are a reason not to start
+    )
 
 
 @dataclass(frozen=True)
@@ -106,9 +115,11 @@ def running_videos(
     """Context manager: the service at host:port, a worker's model loaded.
 
     Raises ValueError or OSError in one line: the port is taken, no Ray there or one without a token, a model
-    that cannot be loaded.
+    that cannot be loaded, jobs that wait for another one.
     """
     wait_until_free(config.app.folder)
+    if not config.fail_waiting:
+        check_waiting(config.app)
     token = secrets.token_urlsafe(32)
     front = FrontConfig(
         backend_port=0,

@@ -161,7 +161,8 @@ def length_of(request: VideoRequest, fps: float, default: int, most_seconds: flo
 def size_of(request: VideoRequest, default: tuple[int, int]) -> tuple[int, int]:
     """(width, height). Raises Refusal 422."""
     if request.size is None:
-        return request.width or default[0], request.height or default[1]
+        width, height = request.width, request.height
+        return default[0] if width is None else width, default[1] if height is None else height
     if request.width is not None or request.height is not None:
         raise Refusal(422, "size: stands beside width and height; give one of them")
     if not (found := _SIZE.fullmatch(request.size)):

@@ -13,6 +13,7 @@ QUEUED, IN_PROGRESS = "queued", "in_progress"
 COMPLETED, FAILED, CANCELLED = "completed", "failed", "cancelled"
 ENDED = (COMPLETED, FAILED, CANCELLED)
 PREFIX = "video_"
+UNKNOWN = "unknown"  # the model of jobs of earlier versions, which did not keep it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,7 @@ class VideoJob:
     audio_bytes: int = 0
     expired: str = ""  # why its results are gone: time, quota
     ends: int = 0  # how often it ended, which is once
+    served: str = ""  # served_by.ServedBy as JSON; "" of jobs of earlier versions
 
     @staticmethod
     def of(row: sqlite3.Row) -> VideoJob:
@@ -57,21 +59,23 @@ def new_id() -> str:
 
 def view(
     job: VideoJob,
-    model: str,
     fps: float,
     progress: int = 0,
     position: int | None = None,
     wait_s: float | None = None,
 ) -> dict[str, Any]:
-    """The job object: OpenAI's fields, then ours. progress: percent of one that is being made."""
+    """The job object: OpenAI's fields, then ours. progress: percent of one that is being made; fps: of jobs
+    that do not know their model's."""
     wanted = json.loads(job.wanted)
+    served = json.loads(job.served) if job.served else {}
+    fps = served.get("fps") or fps
     row: Mapping[str, Any] = wanted["row"]
     error = {"code": job.error_code, "message": job.error_message} if job.status == FAILED else None
     sound_only = row.get("task") == "T2A"
     return {
         "id": job.id,
         "object": "video",
-        "model": model,
+        "model": served.get("name", UNKNOWN),
         "status": job.status,
         "progress": 100 if job.status == COMPLETED else progress if job.status == IN_PROGRESS else 0,
         "created_at": int(job.created_at),
@@ -94,6 +98,8 @@ def view(
         "guidance": wanted["guidance"],
         "fit": wanted["fit"],
         "adapters": wanted["adapters"],
+        "checkpoint_id": served.get("checkpoint_id") or None,
+        "adapter_ids": served.get("adapters", {}),
         "references": [name is not None for name in row.get("spk_wavs", [])],
         "first_frame": "image_path" in row,
         "video_bytes": job.video_bytes,

@@ -20,12 +20,17 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
-    """What workers load. adapters: folders by the names that requests give."""
+    """What workers load. adapters: folders by the names that requests give.
+
+    checkpoint_id, adapter_ids: what the folders had when the service started, "" and {} = not compared.
+    """
 
     model: Path
     codec: Path
     config: GenerateConfig
     adapters: Mapping[str, Path] = field(default_factory=dict)
+    checkpoint_id: str = ""
+    adapter_ids: Mapping[str, str] = field(default_factory=dict)
     resident: int = 1  # models with other adapters merged in that a worker keeps in memory
 
 
@@ -62,6 +67,10 @@ class JobDropped(Exception):
     """The batch is not wanted any more."""
 
 
+class ModelReplaced(Exception):
+    """A folder has another model or adapter now than when the service started, which jobs are told of."""
+
+
 class BatchMaking:
     """Makes one batch at a time; `progress` and `drop` may be called from other threads."""
 
@@ -72,7 +81,10 @@ class BatchMaking:
 
     def load(self) -> None:
         """The model without adapters. Raises ValueError or FileNotFoundError in one line."""
-        self._maker({})
+        try:
+            self._maker({})
+        except ModelReplaced as error:
+            raise ValueError(str(error)) from None
 
     def progress(self) -> float:
         """Share of the batch's steps that are done, 0 to 1."""
@@ -128,15 +140,29 @@ class BatchMaking:
         from pretrain.generation.maker import ClipMaker
 
         served = self.served
+        if gone := sorted(set(adapters) - set(served.adapters)):
+            raise ValueError(f"adapter {gone[0]!r} is not served any more")
         key = " ".join(f"{name}={scale!r}" for name, scale in sorted(adapters.items()))
         if key not in self._makers:
             while len(self._makers) >= max(1, served.resident):
                 self._makers.popitem(last=False)
             given = tuple(ScaledAdapter(served.adapters[name], scale) for name, scale in adapters.items())
             change = MergedAdapters(served.model, served.config.weights, given)
-            self._makers[key] = ClipMaker.load(served.model, served.codec, served.config, change)
+            maker = ClipMaker.load(served.model, served.codec, served.config, change)
+            _check_same(served, maker.marks, adapters)
+            self._makers[key] = maker
         self._makers.move_to_end(key)
         return self._makers[key]
+
+
+def _check_same(served: ServedModel, marks: Mapping[str, str], adapters: Mapping[str, float]) -> None:
+    found = {served.model: (served.checkpoint_id, marks["checkpoint_id"])}
+    ids = [entry.partition("=")[0] for entry in marks.get("adapters", "").split()]
+    for name, id in zip(adapters, ids, strict=True):
+        found[served.adapters[name]] = (served.adapter_ids.get(name, ""), id)
+    for folder, (then, now) in found.items():
+        if then and then != now:
+            raise ModelReplaced(f"{folder}: {now} now, the service started with {then}; start it again")
 
 
 @dataclass
@@ -184,14 +210,16 @@ def _reason_against(maker: Any, job: ClipJob, inputs: Path) -> str:
 
 
 def _written(clip: Any, stem: Path, maker: Any) -> dict[str, Path]:
+    from pretrain.media.wav_marks import mark_wav
     from pretrain.media.write import write_mp4, write_wav
 
     rate, files = maker.codecs.audio.sample_rate_hz, {}
+    marks = {**maker.marks, "data_id": clip.job.row.data_id, "seed": str(clip.job.seed)}
     if clip.frames is not None:
         files["video"] = stem.with_suffix(".mp4")
-        marks = {**maker.marks, "data_id": clip.job.row.data_id, "seed": str(clip.job.seed)}
         write_mp4(files["video"], clip.frames, maker.config.fps, clip.sound, rate, marks)
     if clip.sound is not None:
         files["audio"] = stem.with_suffix(".wav")
         write_wav(files["audio"], clip.sound, rate)
+        mark_wav(files["audio"], marks)
     return files

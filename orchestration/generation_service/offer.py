@@ -19,7 +19,7 @@ from orchestration.generation_service.fields import (
 )
 from orchestration.generation_service.limits import JobLimits
 from orchestration.service.limits import Refusal
-from pretrain.clip_kind import check_memory, kind_of
+from pretrain.clip_kind import check_memory, check_sound, kind_of
 from pretrain.config import nearest
 from pretrain.first_frames import FrameFit
 from pretrain.flow.guidance import GuidanceScales
@@ -117,6 +117,12 @@ class Offer:
     limits: JobLimits = field(default_factory=JobLimits)
     made: int = 0  # unix seconds
     facts: Mapping[str, Any] = field(default_factory=dict)  # of the model folder
+    adapter_ids: Mapping[str, str] = field(default_factory=dict)  # by name
+
+    @property
+    def checkpoint_id(self) -> str:
+        """ "" where the model's folder says none."""
+        return str(self.facts.get("checkpoint_id") or "")
 
     def described(self) -> dict[str, Any]:
         """The entry of /v1/models."""
@@ -127,6 +133,8 @@ class Offer:
             "created": self.made,
             "owned_by": "nava",
             "adapters": list(self.adapters),
+            "checkpoint_id": self.checkpoint_id or None,
+            "adapter_ids": dict(self.adapter_ids),
             "tasks": [str(task) for task in Task],
             "trained_on": self.facts.get("trained_on"),
             "fps": config.fps,
@@ -158,6 +166,11 @@ class Offer:
             )
         if len(request.prompt) > self.limits.prompt_chars:
             raise Refusal(422, f"prompt: more than {self.limits.prompt_chars} characters; make it shorter")
+        for name in ("solver", "fit", "task", "data_id"):
+            if getattr(request, name) == "":
+                raise Refusal(422, f"{name}: empty; give one, or leave it out")
+        if request.negative_prompt == "" and self.config.negative_prompt:
+            raise Refusal(422, "negative_prompt: empty, and this service has one for all; give another one")
         wanted = Wanted(
             row=self._row(request, first_frame, voices),
             steps=self._steps(request),
@@ -168,10 +181,11 @@ class Offer:
         )
         job = wanted.job("clip", self.config)
         row = job.row
-        try:
-            check_memory([row], self.config, self.config.fps)
-        except ValueError as error:
-            raise Refusal(422, f"size: {str(error).removeprefix(f'{row.where}: ')}") from None
+        for name, check in (("size", check_memory), ("seconds", check_sound)):
+            try:
+                check([row], self.config, self.config.fps)
+            except ValueError as error:
+                raise Refusal(422, f"{name}: {str(error).removeprefix(f'{row.where}: ')}") from None
         if (row.height or 0) * (row.width or 0) > self.limits.pixels_of_frame:
             raise Refusal(
                 422, f"size: {row.width}x{row.height} pixels; at most {self.limits.pixels_of_frame} are made"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from orchestration.generation_service.job import (
 from orchestration.generation_service.limits import JobLimits
 from orchestration.service.limits import Refusal
 
-VERSION = 1
+VERSION = 2
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, owner TEXT NOT NULL,
@@ -31,10 +31,12 @@ CREATE TABLE IF NOT EXISTS jobs (
     completed_at REAL NOT NULL, expires_at REAL NOT NULL, attempt INTEGER NOT NULL,
     suspect INTEGER NOT NULL, losses INTEGER NOT NULL, error_code TEXT NOT NULL,
     error_message TEXT NOT NULL, video_bytes INTEGER NOT NULL, audio_bytes INTEGER NOT NULL,
-    expired TEXT NOT NULL, ends INTEGER NOT NULL, UNIQUE (owner, key));
+    expired TEXT NOT NULL, ends INTEGER NOT NULL, served TEXT NOT NULL DEFAULT '', UNIQUE (owner, key));
 CREATE INDEX IF NOT EXISTS by_status ON jobs (status, number);
 CREATE INDEX IF NOT EXISTS by_owner ON jobs (owner, number)
 """
+# by the version that a file has: what makes it one of the next
+CHANGES = {1: "ALTER TABLE jobs ADD COLUMN served TEXT NOT NULL DEFAULT ''"}
 _HELD = f"status = '{COMPLETED}' AND expired = ''"  # rows with results
 REUSED = "idempotency_key: this key came with another request before; take a new one for each request"
 
@@ -52,7 +54,7 @@ class JobStore:
 
     def __init__(self, path: Path, limits: JobLimits) -> None:
         self.limits = limits
-        self.database = Database(path, SCHEMA, VERSION)
+        self.database = Database(path, SCHEMA, VERSION, CHANGES)
         self._waiting: tuple[int, list[VideoJob]] = (-1, [])  # of that version of the database
 
     def close(self) -> None:
@@ -215,6 +217,36 @@ class JobStore:
                 ).rowcount
             )
         )
+
+    def unended(self) -> list[VideoJob]:
+        """Those that wait and, of a killed server, those that it was making; in order."""
+        query = "SELECT * FROM jobs WHERE status IN (?, ?) ORDER BY number"
+        return [VideoJob.of(row) for row in self.database.read.execute(query, (QUEUED, IN_PROGRESS))]
+
+    async def take_over(
+        self, reason_of: Callable[[VideoJob], str], served_of: Callable[[VideoJob], str], code: str
+    ) -> list[str]:
+        """Jobs that wait and have a reason against them fail with it; others without a model get theirs.
+
+        Returns the ids of those that failed.
+        """
+
+        def change(connection: sqlite3.Connection) -> list[str]:
+            failed = []
+            rows = connection.execute("SELECT * FROM jobs WHERE status = ?", (QUEUED,)).fetchall()
+            for job in map(VideoJob.of, rows):
+                if reason := reason_of(job):
+                    connection.execute(
+                        "UPDATE jobs SET status = ?, completed_at = ?, error_code = ?, error_message = ?, "
+                        "ends = ends + 1 WHERE id = ?",
+                        (FAILED, time.time(), code, reason, job.id),
+                    )
+                    failed.append(job.id)
+                elif not job.served:
+                    connection.execute("UPDATE jobs SET served = ? WHERE id = ?", (served_of(job), job.id))
+            return failed
+
+        return await self.database.write(change)
 
     async def trim(self) -> JobGone:
         """Results beyond their time or their token's quota expire, the oldest first, but never the newest of

@@ -30,6 +30,7 @@ from orchestration.generation_service.job import (
 from orchestration.generation_service.metrics import GenerationMetrics
 from orchestration.generation_service.offer import Offer, Wanted
 from orchestration.generation_service.results import SUFFIXES, Folders
+from orchestration.generation_service.served_by import ServedBy
 from orchestration.generation_service.store import JobStore
 from orchestration.service.body import Body, Spool
 from orchestration.service.decode import Decoded, DecodeJob
@@ -200,6 +201,7 @@ class Videos:
             key=key or None,
             digest=digest,
             created_at=time.time(),
+            served=ServedBy.of(self.offer, wanted).to_json(),
         )
 
     def _own(self, id: str, incoming: Request) -> VideoJob:
@@ -211,7 +213,7 @@ class Videos:
     def _seen(self, job: VideoJob) -> dict[str, Any]:
         progress = self.dispatcher.progress_of(job) if job.status == IN_PROGRESS else 0
         place, wait_s = self.dispatcher.outlook(job) if job.status in (QUEUED, IN_PROGRESS) else (None, None)
-        return view(job, self.offer.name, self.offer.config.fps, progress, place, wait_s)
+        return view(job, self.offer.config.fps, progress, place, wait_s)
 
     def _retention(self, owner: str) -> Mapping[str, Any]:
         limits = self.offer.limits

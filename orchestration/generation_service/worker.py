@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
-from orchestration.futures import short_line
+from orchestration.futures import is_lost, own_error, short_line
 from orchestration.generation_service.making import BatchMaking, MadeBatch, MakeTask, ServedModel
 
 LOAD_SECONDS = 3600.0  # published weights are tens of gigabytes
@@ -125,5 +125,13 @@ class RayMakingWorker:
         except RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
             raise WorkerLost(f"{type(cause).__name__}: {short_line(cause)}") from None
-        except RayError:
-            raise WorkerLost("its process died") from None
+        except RayError as error:
+            raise WorkerLost(_why(error)) from None
+
+
+def _why(error: Exception) -> str:
+    from ray.exceptions import OutOfMemoryError
+
+    if isinstance(error, OutOfMemoryError):
+        return "Ray ended its process, as the machine had too little memory left"
+    return "its process died" if is_lost(error) else str(own_error(error))

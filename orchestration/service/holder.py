@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
+from ray.exceptions import RayError, RayTaskError
 
-from orchestration.futures import short_line
+from orchestration.futures import is_lost, own_error, short_line
 from orchestration.service.scoring import Died, RewardFailed, SharedClip
 from rewards.types import Clip, Score
 
@@ -74,9 +74,11 @@ class RayHolder:
 
 def _translated(error: Exception) -> Exception:
     """Ray's errors carry the reward's own inside, or say that its process is gone."""
-    if isinstance(error, (RayActorError, WorkerCrashedError)):
+    if is_lost(error):
         return Died(short_line(error))
     if isinstance(error, RayTaskError) and isinstance(error.cause, Exception):
         kind = type(error.cause).__name__
         return RewardFailed(f"{kind}: {short_line(error.cause)}")
+    if isinstance(error, RayError):
+        return RewardFailed(short_line(own_error(error)), again=True)
     return error

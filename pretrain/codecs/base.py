@@ -73,13 +73,18 @@ class SpeakerEncoder(Protocol):
 
 @dataclass(frozen=True)
 class Codecs:
-    """Everything between files and latents; `codec_id` identifies the weights that latents belong to."""
+    """Everything between files and latents.
+
+    codec_id: of the weights that latents belong to; decoder_id: of what turns these into clips, which may
+    change without them. "" = not known.
+    """
 
     video: VideoCodec
     audio: AudioCodec
     text: TextEncoder
     speaker: SpeakerEncoder
     codec_id: str
+    decoder_id: str = ""
 
 
 def check_trained_on(codecs: Codecs, codec: Path, facts: Mapping[str, Any], model: Path) -> None:

@@ -74,11 +74,19 @@ def load_linear(folder: Path, config: Mapping[str, Any]) -> Codecs:
             text=HashedTextEncoder(**text),
             speaker=SpectralSpeakerEncoder.from_tensors(parts["speaker"]),
             codec_id=codec_id,
+            decoder_id=_decoder_id(contents, iterations),
         )
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{folder / 'config.json'}: not a linear codec's config ({error}); run `nava codec` again"
         ) from None
+
+
+def _decoder_id(contents: Mapping[str, bytes], iterations: int) -> str:
+    digest = hashlib.sha256(json.dumps({"griffin_lim_iterations": iterations}).encode())
+    for name in ("video", "audio"):
+        digest.update(contents[name])
+    return digest.hexdigest()[:16]
 
 
 def _codec_id(contents: Mapping[str, bytes], text: Mapping[str, Any]) -> str:

@@ -99,6 +99,11 @@ def export_pipeline(
     settings: of a call that does not say. The folder is whole or not there; one that this command made is
     replaced, and goes to the trash. Raises FileNotFoundError, ValueError or OSError in one line.
     """
+    if settings.quantisation:
+        raise ValueError(
+            f"generate.quantisation={settings.quantisation}: a pipeline computes in the dtype that it is "
+            "loaded with; leave it out, or use `nava generate`"
+        )
     described, codecs = read_model_folder(model), load_codecs(codec)
     check_fit(described, model, codecs, codec)
     source = Prefixed(open_weights(model, config.weights, sizes_of(described.args).shapes), "network.")

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from pretrain.config import nearest
 from pretrain.convert.account import sizes_of, their_shapes
-from pretrain.convert.layouts import AudioSuffix, Rule, WeightLayout, rules
+from pretrain.convert.layouts import COMPUTED, AudioSuffix, Rule, WeightLayout, rules
 from pretrain.files import write_json
 from pretrain.model.args import ModelArgs
 from pretrain.model.checkpoint import CONFIG, ModelFolder, WeightsName, open_weights, read_model_folder
+from pretrain.model.flavors import FLAVORS
 from pretrain.model.shard_writer import SHARD_BYTES, ShardWriter, plan_of, write_tensors
 from pretrain.model.shards import ShardReader, files_of
 from pretrain.storage import holds_work, is_file, remove_leftovers, writing
@@ -88,7 +89,7 @@ def run_export(config: ExportConfig, model: Path, to: Path) -> dict[str, Any]:
     Raises FileNotFoundError, ValueError or OSError in one line; nothing is left where it fails.
     """
     described = read_model_folder(model)
-    check_expressible(described.args, config.layout, model)
+    check_expressible(described, config.layout, model)
     source = _source(described, model) if described.facts.get("source") else {}
     sizes = sizes_of(described.args)
     some = rules(config.layout, described.args, sizes.shapes, source.get("audio_suffix", "leaf"))
@@ -118,16 +119,15 @@ def run_export(config: ExportConfig, model: Path, to: Path) -> dict[str, Any]:
     return {**facts, "sha256": writer.files, "tensors": len(theirs.keys()), "left_out": left}
 
 
-def check_expressible(args: ModelArgs, layout: WeightLayout, model: Path) -> None:
+def check_expressible(described: ModelFolder, layout: WeightLayout, model: Path) -> None:
     """Raises ValueError where the layout's own code would compute something else than this model."""
-    wanted = {"open_deviation_video": None, "gelu": "tanh"}
-    if layout == "nava":
-        wanted |= {"open_deviation_audio": None, "timbre_keeps_text": False, "rate_aware_rope": True}
-    for field, value in wanted.items():
-        if getattr(args, field) != value:
+    for field, value in COMPUTED[layout].items():
+        if (found := getattr(described.args, field)) != value:
+            twin = f"{described.flavor}_published"
+            advice = f"train with pretrain.flavor={twin}, or " if twin in FLAVORS else ""
             raise ValueError(
-                f"{model}: {field} is {getattr(args, field)}, which the layout {layout} cannot say; export "
-                "a model without it"
+                f"{model}: {field} is {found}, the code that reads the layout {layout} has {value} and would "
+                f"compute something else; {advice}use `nava export diffusers`, which keeps it"
             )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from pretrain.config import nearest
 from pretrain.convert.account import Account, account, sizes_of
 from pretrain.convert.fp8 import Fp8Reader
-from pretrain.convert.layouts import AudioFrom, AudioSuffix, WeightLayout, detect, rules
+from pretrain.convert.layouts import COMPUTED, AudioFrom, AudioSuffix, WeightLayout, detect, rules
 from pretrain.model.args import ModelArgs
 from pretrain.model.checkpoint import CONFIG, read_model_folder, write_model
 from pretrain.model.flavors import FLAVORS, flavor
@@ -96,16 +96,7 @@ def plan_import(config: ImportConfig, path: Path) -> Planned:
 
 def check_published(args: ModelArgs, name: str) -> None:
     """Raises ValueError where these sizes would not compute what the published weights were trained for."""
-    needed = {
-        "attend_text_padding": True,
-        "dropped_text_is_zeros": True,
-        "timbre_keeps_text": False,
-        "rate_aware_rope": True,
-        "gelu": "tanh",
-        "open_deviation_video": None,
-        "open_deviation_audio": None,
-    }
-    for field, value in needed.items():
+    for field, value in COMPUTED["nava"].items():
         if getattr(args, field) != value:
             twin = f"{name}_published"
             advice = f"use --flavor {twin}" if twin in FLAVORS else "use a flavor of that kind"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pretrain.config import nearest
 from pretrain.model.args import ModelArgs
@@ -24,6 +24,20 @@ LAYOUTS: dict[WeightLayout, str] = {
     "nava": "NAVA.safetensors (keys under backbone.)",
     "wan": "Wan2.2-TI2V-5B as published",
     "wan_diffusers": "Wan2.2-TI2V-5B as diffusers' WanTransformer3DModel",
+}
+_WAN = {"open_deviation_video": None, "gelu": "tanh", "attend_text_padding": True, "rope_theta": 10000.0}
+_NAVA = {
+    "attend_text_padding": True,
+    "dropped_text_is_zeros": True,
+    "timbre_keeps_text": False,
+    "rate_aware_rope": True,
+    "open_deviation_audio": None,
+}
+# fields of ModelArgs that are not sizes, as the code of a layout has them; no key of a checkpoint says them
+COMPUTED: dict[WeightLayout, dict[str, Any]] = {
+    "nava": {**_NAVA, **_WAN, "eps": 1e-6},
+    "wan": {**_WAN, "eps": 1e-6},
+    "wan_diffusers": _WAN,  # config.json says eps
 }
 IGNORED = {r"(^|\.)(freqs|freqs_cos|freqs_sin)$": "rotary angles, computed from the sizes"}
 

@@ -18,7 +18,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pretrain.files import TEMPORARY, read_json, write_json
-from pretrain.generation.request import difference, request_id
+from pretrain.generation.request import (
+    difference,
+    is_other_decoder,
+    not_kept,
+    request_id,
+    same_as,
+)
 from pretrain.jsonl import FieldError, scan
 from pretrain.owned import MARKER, check_owned, read_marker, resolved_folder
 from pretrain.storage import (
@@ -48,6 +54,7 @@ class ClipFolder:
     names: Sequence[str]
     state: FolderState = "new"
     why: str = ""  # what differs, of a folder that is replaced
+    not_kept: str = ""  # what an earlier version, which began the folder, did not keep of its request
     threads: int = 0  # that its clips are made with, 0 = not known
     _rows: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -57,7 +64,9 @@ class ClipFolder:
     ) -> ClipFolder:
         """Look at what is there. aside: an unfinished folder of another request makes room too.
 
-        Raises ValueError in one line where the place is not ours, or was begun with something else.
+        A folder of an earlier version goes on with what that kept of its request; one that has latents alone
+        goes on with another decoder. Raises ValueError in one line where the place is not ours, or was begun
+        with something else.
         """
         request = json.loads(json.dumps(request))
         place = place if is_remote(place) else resolved_folder(place)
@@ -67,10 +76,16 @@ class ClipFolder:
             folder._check_free(marked)
             folder.state = "replaced" if marked and marked.get("command") == COMMAND else "new"
             folder.why = "made by an earlier version" if folder.state == "replaced" else ""
-        elif marked.get("id") == request_id(request):
+        elif same_as(marked["made_with"], request):
+            folder.not_kept = not_kept(marked["made_with"], request)
+            folder.request = marked["made_with"]  # of clips that are there no more is said than is known
             folder.threads = int(marked.get("threads") or 0)
             complete = not marked.get("unfinished") and len(folder.done()) == len(names)
             folder.state = "finished" if complete else "unfinished"
+        elif (
+            marked.get("unfinished") and is_other_decoder(marked["made_with"], request) and not folder.done()
+        ):
+            folder.state, folder.threads = "unfinished", int(marked.get("threads") or 0)
         else:
             folder.why = f"made with {difference(marked['made_with'], request)}"
             folder.state = "replaced"

@@ -27,6 +27,7 @@ from PIL import Image
 from torch import Tensor
 
 from pretrain.clip_files import marks_of
+from pretrain.clip_kind import check_sound
 from pretrain.codecs.load import load_codecs
 from pretrain.config import nearest, override
 from pretrain.flow.guidance import GuidanceScales
@@ -172,7 +173,9 @@ class NavaPipeline(DiffusionPipeline):
                 for place, (text, name, number, voices, picture) in enumerate(of_each)
             ]
             asked = [_row(row, line, maker.voices) for line, row in enumerate(rows, start=1)]
-            made = self._made(maker, clip_jobs(asked, config), output_type)
+            jobs = clip_jobs(asked, config)
+            check_sound([job.row for job in jobs], config, config.fps)
+            made = self._made(maker, jobs, output_type)
         return made if return_dict else (made.frames, made.audio)
 
     def _config(

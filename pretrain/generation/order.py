@@ -13,12 +13,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pretrain.clip_kind import kind_of
-from pretrain.files import save_tensors
+from pretrain.files import path_in_row, save_tensors
 from pretrain.flow.solvers import Latents
 from pretrain.generation.clip_folder import ClipFolder
 from pretrain.generation.config import GenerateConfig
 from pretrain.generation.jobs import ClipJob
 from pretrain.generation.maker import AS_IT_IS, ClipMaker, MadeClip, ModelChange
+from pretrain.media.wav_marks import mark_wav
 from pretrain.media.write import write_mp4, write_wav
 from pretrain.storage import is_remote, place, writing
 
@@ -49,6 +50,7 @@ class ClipOrder:
     threads: int  # of a process on the CPU
     change: ModelChange = AS_IT_IS
     voices: Mapping[Path, Tensor] = field(default_factory=dict)
+    here: Path = field(default_factory=Path.cwd)  # where relative paths of rows start
 
     @cached_property
     def folder(self) -> ClipFolder:
@@ -93,17 +95,17 @@ class ClipOrder:
     def _write(self, clip: MadeClip, maker: ClipMaker) -> ClipDone:
         if clip.reason:
             return ClipDone(clip.job.name, {}, clip.reason)
-        row = index_row(clip, maker)
+        row = index_row(clip, maker, self._named)
         rate = maker.codecs.audio.sample_rate_hz
-        files = []
+        files, marks = [], {**maker.marks, "data_id": clip.job.name, "seed": str(clip.job.seed)}
         if clip.frames is not None:
-            marks, sound = {**maker.marks, "data_id": clip.job.name}, clip.sound
             with self._file(row["video"]) as path:
-                write_mp4(path, clip.frames, self.config.fps, sound, rate, marks)
+                write_mp4(path, clip.frames, self.config.fps, clip.sound, rate, marks)
             files.append(row["video"])
         if clip.sound is not None:
             with self._file(row["audio"]) as path:
                 write_wav(path, clip.sound, rate)
+                mark_wav(path, marks)
             files.append(row["audio"])
         if self.config.keep_latents:
             with self._file(row["latents"]) as path:
@@ -111,6 +113,10 @@ class ClipOrder:
             files.append(row["latents"])
         self.folder.add(row, files)
         return ClipDone(clip.job.name, row)
+
+    def _named(self, path: Path) -> str:
+        place = self.folder.place
+        return str(self.here / path) if is_remote(place) else path_in_row(path, place, self.here)
 
     def _file(self, name: str) -> Any:
         return writing(self.folder.place / name)
@@ -120,24 +126,24 @@ def _tensors(video: Tensor | None, audio: Tensor | None) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in (("video", video), ("audio", audio)) if value is not None}
 
 
-def index_row(clip: MadeClip, maker: ClipMaker) -> dict[str, Any]:
-    """What index.jsonl says of a clip."""
+def index_row(clip: MadeClip, maker: ClipMaker, named: Callable[[Path], str]) -> dict[str, Any]:
+    """What index.jsonl says of a clip; named: a path of its prompt there."""
     job, row, config = clip.job, clip.job.row, maker.config
     said = {
         "data_id": job.name,
         "prompt": row.prompt.text,
+        "seed": job.seed,
         "video": f"{job.name}.mp4" if clip.frames is not None else "",
         "audio": f"{job.name}.wav" if clip.sound is not None else "",
         "num_frames": clip.num_frames,
         "fps": config.fps,
         "duration": clip.num_frames / config.fps,
-        "reference_paths": [str(path) if path else "" for path in row.reference_paths],
-        **({"image_path": str(row.image_path)} if row.image_path else {}),
+        "reference_paths": [named(path) if path else "" for path in row.reference_paths],
+        **({"image_path": named(row.image_path)} if row.image_path else {}),
         "meta": row.meta,
     }
     said |= {"task": str(row.task)} if row.task else {}
     said |= {"negative_prompt": row.negative.text} if row.negative else {}
-    said |= {"seed": job.seed} if job.seed != config.seed or config.seeds else {}
     said |= {"prompt_id": row.data_id} if job.name != row.data_id else {}
     said |= {"reused_steps": reused} if (reused := config.sampler.reused_steps) else {}
     said |= {"latents": f"{job.name}.safetensors"} if config.keep_latents else {}

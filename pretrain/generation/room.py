@@ -65,7 +65,11 @@ def advice(
             "let the codec's networks wait in the host's memory while they do not work (`nava codec import "
             "... --parked`, same codec id)"
         ]
-        ways += ["decode in tiles (`--decode-tile 256` there)"] if work == "decode" else []
+        if work == "decode":
+            ways.append(
+                "decode in tiles (`--decode-tile 256` there; another decoder_id, so a folder that has clips "
+                "is then another one)"
+            )
         if not config.quantisation:
             ways.append("make the model smaller beside them with generate.quantisation=int8 (or fp8, nf4)")
     elif batch == 1:

@@ -12,6 +12,7 @@ from pretrain.launch.continuing import TrainingRun, is_finished
 from pretrain.launch.nodes import Nodes
 from pretrain.launch.rank import PATIENCE_S
 from pretrain.launch.stage_run import StageRun, check_checkpoints, check_parent, check_run_folder
+from pretrain.launch.states_writer import wait_for_writer, writing_states
 from pretrain.launch.torchrun import (
     ALONE,
     IDENTITY,
@@ -88,7 +89,8 @@ def train_run(
     this, the others `join_stage`. restart: move aside what is there. A finished stage is returned at once,
     one that is asked for more steps goes on. module: what each rank runs. describe: of a log row, for the
     terminal. Another command at work in the folder is waited for as long as it may take to end when it was
-    killed. Raises ValueError, FileNotFoundError or OSError in one line; out/log.txt has the rest.
+    killed, and so is another training that has the same place for its states (`writing_states`). Raises
+    ValueError, FileNotFoundError or OSError in one line; out/log.txt has the rest.
     """
     config, stage = run.config, run.stage
     config.local_batch(nproc * nodes.count)
@@ -99,14 +101,15 @@ def train_run(
     with alone(run.out, patience_s=PATIENCE_S):
         if restart:
             set_aside(run)
-        check_checkpoints(run)
-        check_run_folder(run)
-        if done := finished(run.out):
-            return done
-        run.save()
-        progress = StageProgress(stage, config.stage(stage).steps, describe)
-        code = run_ranks(module, run.out, nproc, port, progress, nodes)
-        return outcome(run.out, code)
+        with writing_states(run.checkpoints, run.out):
+            check_checkpoints(run)
+            check_run_folder(run)
+            if done := finished(run.out):
+                return done
+            run.save()
+            progress = StageProgress(stage, config.stage(stage).steps, describe)
+            code = run_ranks(module, run.out, nproc, port, progress, nodes)
+            return outcome(run.out, code)
 
 
 TRAINING = (
@@ -138,8 +141,12 @@ def set_aside(run: TrainingRun) -> None:
 
 
 def set_states_aside(run: TrainingRun) -> None:
-    """Move the states of a training to the trash where they are not in its folder."""
+    """Move the states of a training to the trash where they are not in its folder.
+
+    Raises ValueError where another training writes its states there.
+    """
     if run.checkpoints.parent != run.out:
+        wait_for_writer(run.checkpoints, run.out)
         move_aside(run.checkpoints, name=f"{run.label}-checkpoint")
 
 

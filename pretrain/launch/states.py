@@ -8,12 +8,13 @@ from pathlib import Path
 
 from pretrain.storage import is_file, list_folder
 
+METADATA = ".metadata"
 _STEP = re.compile(r"step-(\d+)")
 
 
 def complete_steps(folder: Path) -> list[int]:
     """Steps with a finished checkpoint, ascending."""
-    return sorted(step for step, path in step_folders(folder) if is_file(path / ".metadata"))
+    return sorted(step for step, path in step_folders(folder) if is_file(path / METADATA))
 
 
 def step_folders(folder: Path) -> list[tuple[int, Path]]:

@@ -21,14 +21,20 @@ _held: dict[Path, int] = {}  # folder -> the process that holds it, as a forked 
 
 @contextmanager
 def alone(
-    out: Path, work: str = "training", option: str = "folder", patience_s: float = 0.0
+    out: Path,
+    work: str = "training",
+    option: str = "folder",
+    patience_s: float = 0.0,
+    training: Path | None = None,
 ) -> Iterator[None]:
     """Hold the folder of a training, by a lock beside it: the folder itself may be moved aside.
 
     Nested calls of a process are one. Of several nodes the leading one alone calls this. Waits for the ranks
     of an earlier start. work, option: as a refusal calls them. patience_s: how long to wait for another
-    command first. Raises ValueError in one line that names who holds it. Where the file system has no locks,
-    or the place beside the folder cannot be written, it says so and goes on without.
+    command first. training: the folder that is trained into, where `out` gets its states only; ranks of a
+    killed one are waited for in its own. Raises ValueError in one line that names who holds it. Where the
+    file system has no locks, or the place beside the folder cannot be written, it says so and goes on
+    without.
     """
     folder = out.parent.resolve() / out.name
     if _held.get(folder) == os.getpid():
@@ -38,8 +44,10 @@ def alone(
     _held[folder] = os.getpid()
     try:
         if lock:
+            if training and (before := _read(holder).get("training")):
+                wait_for_ranks(Path(before))
             with suppress(OSError):
-                write_json(holder, _this_process())
+                write_json(holder, _this_process(training))
         wait_for_ranks(folder)
         yield
     finally:
@@ -73,14 +81,23 @@ def _locked(folder: Path, work: str, option: str, patience_s: float) -> FileLock
     return lock
 
 
-def _this_process() -> dict[str, str]:
+def _this_process(training: Path | None) -> dict[str, str]:
     since = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    return {"process": str(os.getpid()), "host": socket.gethostname(), "since": since}
+    own = {"process": str(os.getpid()), "host": socket.gethostname(), "since": since}
+    return own | ({"training": str(training)} if training else {})
 
 
 def _of(folder: Path) -> str:
     """Who holds the folder, in brackets; "" where that is not known."""
-    with suppress(OSError, ValueError, KeyError):
-        held = read_json(folder.with_name(f".{folder.name}.holder"), "remove it")
-        return f" (process {held['process']} on {held['host']}, since {held['since']})"
+    held = _read(folder.with_name(f".{folder.name}.holder"))
+    with suppress(KeyError):
+        of = f"of --out {held['training']}, " if "training" in held else ""
+        return f" ({of}process {held['process']} on {held['host']}, since {held['since']})"
     return ""
+
+
+def _read(holder: Path) -> dict[str, str]:
+    """Who said last that it holds a folder; empty where that is not known."""
+    with suppress(OSError, ValueError):
+        return read_json(holder, "remove it")
+    return {}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from pretrain.files import MAX_FILE_NAME_BYTES
 from pretrain.prompt.characters import broken_character, hidden_characters
 
-MAX_FILE_NAME_BYTES = 255  # of ext4, APFS and NTFS
-# Put around a name at most: `-k9999` of a rollout, `.mp4`, and `.NAME.PID.tmp` while a file is written.
+# Left around a name: for `-k9999` of a rollout and `.mp4` or `.safetensors`. (Temporary names are shortened.)
 _AROUND = "-k9999.mp4..4194304.tmp"
 MAX_NAME_BYTES = MAX_FILE_NAME_BYTES - len(_AROUND)
 _DEVICES = frozenset(

@@ -6,6 +6,7 @@ import errno
 import re
 import shutil
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,18 @@ from torchtitan.components.checkpoint import (
 from torchtitan.tools.logging import logger
 
 from pretrain.config import one_line
-from pretrain.launch.states import complete_steps, step_folders
+from pretrain.launch.states import METADATA, complete_steps, step_folders
 from pretrain.recipe import CheckpointConfig
-from pretrain.storage import is_file, is_remote, remove_file, remove_folder
+from pretrain.storage import is_file, is_remote, list_folder, remove_files
 from pretrain.titan.checkpoint_times import CheckpointTimes
 from pretrain.titan.lost_peers import of_lost_peers
 from pretrain.titan.optimizer_states import OptimizerMoments, ScheduleSteps
 from pretrain.titan.safe_dcp import SafeReader, load_states
 from pretrain.titan.store_dcp import StoreReader, StoreWriter
 
-# of DCP's writers (also through StoreFiles), half-written ones among them
-_STATES = re.compile(r"(__\d+_\d+\.distcp|\.metadata|__\d+\.metadata)|\..*\.tmp|.*\.tmp")
+_STATE = r"(?:__\d+_\d+\.distcp|(?:__\d+)?\.metadata)"
+# of DCP's writers (also through `pretrain.storage`), half-written ones among them
+_STATES = re.compile(rf"{_STATE}(?:\.tmp)?|\.{_STATE}\.\d+\.tmp")
 
 
 class TrainedWeights(ModelWrapper):
@@ -148,36 +150,53 @@ class Checkpoints(CheckpointManager):
 def remove_incomplete(folder: Path) -> list[int]:
     """Delete unfinished step folders (of a killed or failed save); returns their steps.
 
-    A folder with a file that DCP does not write is somebody's, and stays.
+    A folder, local or in a store, with a file that DCP does not write is somebody's, and stays whole.
     """
-    unfinished = [
-        (step, path)
-        for step, path in step_folders(folder)
-        if not is_file(path / ".metadata") and _is_states(path)
-    ]
-    for _, path in unfinished:
-        remove_folder(path)
-    return sorted(step for step, _ in unfinished)
+    unfinished = [found for found in step_folders(folder) if not is_file(found[1] / METADATA)]
+    return sorted(step for step, path in unfinished if _removed(path))
 
 
 def retain(folder: Path, keep_last: int, keep_every: int) -> list[int]:
-    """Delete complete checkpoints but the `keep_last` newest and multiples of `keep_every` (0: none)."""
+    """Delete complete checkpoints but the `keep_last` newest and multiples of `keep_every` (0: none).
+
+    One with a file that DCP does not write stays whole. Returns the steps that the rule keeps.
+    """
     steps = complete_steps(folder)
     kept = [step for step in steps if step in steps[-keep_last:] or (keep_every and step % keep_every == 0)]
-    for step in set(steps) - set(kept):
-        path = folder / f"step-{step}"
-        if not _is_states(path):
-            continue
-        remove_file(path / ".metadata")  # first, so that a half-deleted folder is an unfinished one
-        remove_folder(path)
+    for step in sorted(set(steps) - set(kept)):
+        _removed(folder / f"step-{step}")
     return kept
 
 
-def _is_states(folder: Path) -> bool:
-    """Nothing in a step folder but what DCP and this project write there; a link to one is not ours."""
-    if is_remote(folder):
-        return True
-    return not folder.is_symlink() and all(_STATES.fullmatch(path.name) for path in folder.iterdir())
+def _removed(folder: Path) -> bool:
+    """Delete the states of a step folder file by file, unless it holds something else."""
+    if not is_remote(folder) and folder.is_symlink():
+        _say_kept(folder, "is a link")
+        return False
+    found = list_folder(folder)
+    if other := [path.name for path in found if not _is_state(path)]:
+        _say_kept(folder, f"holds {other[0]!r}, which is no training state")
+        return False
+    names = [path.name for path in found]
+    # .metadata first, so that a half-deleted folder is an unfinished one
+    for part in ([name for name in names if name == METADATA], [name for name in names if name != METADATA]):
+        try:
+            remove_files(folder, part)
+        except OSError as error:
+            if is_remote(folder):
+                raise
+            logger.warning(f"{folder}: not removed ({one_line(error, 300)})")
+    return True
+
+
+def _is_state(path: Path) -> bool:
+    return bool(_STATES.fullmatch(path.name)) and (is_remote(path) or path.is_file())
+
+
+@cache
+def _say_kept(folder: Path, why: str) -> None:
+    """Once for each folder, as it is looked at after every save."""
+    logger.warning(f"{folder}: {why}, so the whole folder is kept")
 
 
 def is_full(error: BaseException) -> bool:

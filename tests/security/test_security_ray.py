@@ -5,12 +5,20 @@ import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
-from orchestration import ray_security
+from orchestration import launch, ray_security
 from orchestration.ray_security import embedded_options, join_securely
+
+with suppress(ImportError):  # before `world` replaces a module of it
+    import ray.dashboard.utils
+    import ray.job_submission  # noqa: F401
 
 pytestmark = pytest.mark.security
 ROOT = Path(__file__).parents[2]
@@ -78,10 +86,9 @@ def test_a_cluster_is_joined_with_a_token_that_it_asks_for(world, monkeypatch):
         join_securely("ray://10.0.0.1:10001")
 
 
-@pytest.mark.parametrize("status", [200, 401, 403])
-def test_a_dashboard_that_takes_jobs_from_anyone_is_refused(status):
-    from http.server import BaseHTTPRequestHandler, HTTPServer
-    from threading import Thread
+@contextmanager
+def dashboard(status: int) -> Iterator[str]:
+    """The address of one that answers so where it is asked for its jobs."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -95,13 +102,64 @@ def test_a_dashboard_that_takes_jobs_from_anyone_is_refused(status):
 
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_address[1]}"
-        if status == 200:
-            with pytest.raises(ValueError, match="takes jobs without a token"):
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "said"),
+    [
+        (200, ValueError, "takes jobs without a token"),
+        (500, OSError, "answers 500 where it should"),
+        (302, OSError, "answers 302 where it should"),
+        (401, None, ""),
+        (403, None, ""),
+    ],
+)
+def test_a_dashboard_that_takes_jobs_from_anyone_is_refused(status, error, said):
+    with dashboard(status) as url:
+        if error:
+            with pytest.raises(error, match=said):
                 ray_security.check_dashboard(url)
         else:
             ray_security.check_dashboard(url)
-        server.shutdown()
+    with pytest.raises(ConnectionError):
+        ray_security.check_dashboard(url)
+
+
+@pytest.mark.parametrize("variable", ["RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"])
+@pytest.mark.parametrize("given", ["auto", "10.0.0.1:6379", "http"])
+def test_the_dashboard_that_gets_the_job_is_the_one_that_is_checked(monkeypatch, variable, given):
+    utils = pytest.importorskip("ray.dashboard.utils")
+    connected: list[str] = []
+    monkeypatch.setattr("ray.job_submission.JobSubmissionClient", connected.append)
+    with dashboard(200) as url:
+        monkeypatch.setattr(utils, "get_address_for_submission_client", lambda address: url)
+        monkeypatch.setenv(variable, url if given == "http" else given)
+        with pytest.raises(ValueError, match=f"^Ray at {url}: it takes jobs without a token") as refused:
+            launch.connect()
+        assert not connected and "\n" not in str(refused.value)
+        assert launch.connect(insecure=True).address == url and connected == [url]
+    with dashboard(401) as url:
+        monkeypatch.setattr(utils, "get_address_for_submission_client", lambda address: url)
+        monkeypatch.setenv(variable, url if given == "http" else given)
+        assert launch.connect().address == url and connected[1:] == [url]
+
+
+@pytest.mark.parametrize("given", ["ray://127.0.0.1:10001", "json://127.0.0.1"])
+def test_an_address_that_only_connecting_resolves_is_refused(monkeypatch, given):
+    pytest.importorskip("ray")
+    monkeypatch.setattr("ray.init", lambda **_: pytest.fail("connected before it was checked"))
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_ADDRESS", given)
+    with pytest.raises(ValueError, match=f"^{given}: not the address of a dashboard.*--address http"):
+        launch.connect()
+
+
+def test_a_cluster_that_does_not_answer_is_not_joined(monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret-of-the-cluster")
+    with pytest.raises(OSError, match=r"^Ray at 127\.0\.0\.1:1: cannot be reached \(UNAVAILABLE\)"):
+        join_securely("127.0.0.1:1")
 
 
 EMBEDDED = """

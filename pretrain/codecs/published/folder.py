@@ -152,6 +152,7 @@ def load_published(folder: Path, config: Mapping[str, Any]) -> Codecs:
         text=umt5.UMT5TextEncoder(deferred(load_text), width, tokenizer),
         speaker=redimnet.ReDimNetSpeaker(deferred(load_speaker)),
         codec_id=codec_id,
+        decoder_id=_decoder_id(files, options),
     )
 
 
@@ -169,17 +170,27 @@ def _audio_folders(path: Path) -> tuple[Path, Path]:
 
 def _codec_id(files: Mapping[str, Digests], options: CodecOptions) -> str:
     """The vocoder, the device and the tiles of decoding shape no latents."""
-    shaping = {
-        name: {file: facts["sha256"] for file, facts in found.items()}
-        for name, found in files.items()
-        if name != "vocoder"
-    }
+    shaping = _sha256s({name: found for name, found in files.items() if name != "vocoder"})
     chosen = {
         name: getattr(options, name) for name in ("video_dtype", "audio_dtype", "text_dtype", "encode_tile")
     }
     if options.encode_tile:
         chosen["tile_overlap"] = options.tile_overlap
     return fingerprint({**shaping, "options": chosen})
+
+
+def _decoder_id(files: Mapping[str, Digests], options: CodecOptions) -> str:
+    """Weights, precision and tiles that latents go through; not the device."""
+    chosen: dict[str, Any] = {"video_dtype": options.video_dtype, "audio_dtype": options.audio_dtype}
+    if options.decode_tile:
+        chosen |= {"decode_tile": options.decode_tile, "tile_overlap": options.tile_overlap}
+    return fingerprint(
+        {**_sha256s({name: files[name] for name in ("video", "audio", "vocoder")}), "options": chosen}
+    )
+
+
+def _sha256s(files: Mapping[str, Digests]) -> dict[str, Any]:
+    return {name: {file: facts["sha256"] for file, facts in found.items()} for name, found in files.items()}
 
 
 def _kind_of(folder: Path) -> str:
