@@ -17,6 +17,7 @@ import pytest
 
 from experiments.layout import Layout
 from experiments.runs import run, sender
+from experiments.runs.owner import OWNER
 from experiments.runs.run import single_run, stuck_shown
 from experiments.runs.sender import (
     LOCK,
@@ -28,7 +29,7 @@ from experiments.runs.sender import (
     wait_until_sent,
 )
 from experiments.runs.spool import SpooledRun
-from experiments.runs.tracker import EVENTS, OWNER, RunStart, SpoolTracker, ensure_sender, failure_marked
+from experiments.runs.tracker import EVENTS, RunStart, SpoolTracker, ensure_sender, failure_marked
 
 two_users = pytest.mark.skipif(os.geteuid() != 0, reason="needs the right to become another user")
 NOBODY = 65534

@@ -142,6 +142,7 @@ class SpooledRun:
         events, sent = self.pending(uri), self.sent_to(uri)
         offset = max((end for end, _ in self.events(sent.offset)), default=sent.offset)
         self._remember(replace(sent, offset=offset, left=(), problem=""))
+        release_all((event for _, event in self.events()), self.folder)
         return events
 
     def note(self, uri: str, problem: str) -> None:
@@ -178,9 +179,9 @@ class SpooledRun:
         """Write the end event of a process that was killed, or is on another machine and silent for hours;
         True if one was missing."""
         owner, tags = self.owner(), {}
-        if not (self.folder / OWNER).is_file() or (alive := runs_here(owner)):
+        if not (self.folder / OWNER).is_file() or not self.is_ours():
             return False
-        if not self.is_ours():
+        if alive := runs_here(owner):
             return False
         if alive is None:
             if not (since_s := silent_since(self.folder)):
