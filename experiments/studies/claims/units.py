@@ -12,18 +12,12 @@ from experiments.studies.claims.config import ClaimsConfig
 from experiments.studies.claims.registry import Claim, ClaimCell
 from experiments.studies.claims.trainings import Trainings
 from experiments.studies.harness import Run, mark_of
+from experiments.studies.said import said_by_prompts
 from pretrain.config import to_json
 from pretrain.generation.config import GenerateConfig
-from pretrain.prompt import PromptRow, read_prompts
 from pretrain.recipe import PretrainConfig
 
 GENERATED_SHARE = 0.15  # of a training's work: generating and scoring a sampling of it
-
-
-def said_in(row: PromptRow) -> Hashable:
-    """The words of a prompt and its voices, by name or by their references."""
-    voices = row.meta.get("voices") or [str(path) for path in row.reference_paths]
-    return tuple(span.text for span in row.prompt.spans), tuple(voices)
 
 
 @dataclass(frozen=True)
@@ -108,8 +102,7 @@ class ClaimUnits:
 
         Raises FileNotFoundError or ValueError in one line where the prompts cannot be read.
         """
-        rows = {row.data_id: row for row in read_prompts(self.prompts / f"{claim.prompts}.jsonl")}
-        return [said_in(rows[name]) if name in rows else name for name in data_ids]
+        return said_by_prompts(self.prompts / f"{claim.prompts}.jsonl", data_ids)
 
     def seeds(self, claim: Claim) -> range:
         return range(self.config.seeds if claim.trains else self.config.noise_seeds)
