@@ -94,7 +94,10 @@ def test_wer_is_errors_over_words_within_each_resample():
     assert metric["before"]["mean"] == 0.25 and metric["after"]["mean"] == pytest.approx(3 / 16)
     assert metric["difference"]["mean"] == pytest.approx(-1 / 16)
     both = [([one for part in side for one in [part] * 6]) for side in (before, after)]
-    ours, theirs = ([{**one, "data_id": f"c{i:02}"} for i, one in enumerate(side)] for side in both)
+    # each of words of its own, so that none are drawn together
+    ours, theirs = (
+        [{**one, "data_id": f"c{i:02}", "spans": [f"w{i}"]} for i, one in enumerate(side)] for side in both
+    )
     found = before_after(ours, theirs, rows(2), NONE)["metrics"]["wer_pocketsphinx_judge"]["difference"]
     longer = np.random.default_rng(1).binomial(12, 0.5, 20_000)  # how many of 12 draws are of the long one
     drawn = (3 * longer - 4 * (12 - longer)) / (12 * longer + 4 * (12 - longer))

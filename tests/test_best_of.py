@@ -15,12 +15,12 @@ def test_a_prompt_s_value_is_the_mean_of_its_scored_clips():
 
 def test_differences_are_paired_by_prompt():
     """Prompts differ by ten; the gain is one in each, so its interval is a point."""
-    one = [0.0, 10.0, 20.0, math.nan]
+    one = [*(10.0 * prompt for prompt in range(10)), math.nan]
     found = compared({ARMS[0]: one, ARMS[1]: [x + 1 for x in one], ARMS[2]: [x + 3 for x in one]})
     gain = found[f"{ARMS[1]} - {ARMS[0]}"]
-    assert (gain["mean"], gain["low"], gain["high"], gain["n"]) == (1.0, 1.0, 1.0, 3)
+    assert (gain["mean"], gain["low"], gain["high"], gain["n"]) == (1.0, 1.0, 1.0, 10)
     assert found[f"{ARMS[2]} - {ARMS[1]}"]["mean"] == 2.0
-    assert found[ARMS[0]]["low"] < 10 < found[ARMS[0]]["high"]
+    assert found[ARMS[0]]["low"] < 45 < found[ARMS[0]]["high"]
 
 
 def test_costs_are_kept_over_calls_and_nothing_done_counts_nothing(tmp_path):

@@ -84,8 +84,8 @@ def layout(tmp_path) -> Layout:
         layout.codec / "config.json": {"codec_id": "test-codec"},
         layout.corpus / "validation.jsonl": {},
         layout.syncnet / "judge" / "config.json": {},
-        layout.prompts / "pretrain_seen.jsonl": {},
-        layout.prompts / "pretrain_dialogue.jsonl": {},
+        layout.prompts / "pretrain_seen.jsonl": {"prompt": "Say <S>one<E>."},
+        layout.prompts / "pretrain_dialogue.jsonl": {"prompt": "Say <S>one<E>."},
         tmp_path / "model" / "config.json": {"checkpoint_id": "0123"},
     }
     for path, content in files.items():

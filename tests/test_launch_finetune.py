@@ -70,7 +70,7 @@ def test_a_fine_tuning_has_a_job_of_its_own_name_and_meets() -> None:
     assert "#SBATCH --job-name=nava-6b-finetune\n" in batch and "#SBATCH --requeue" in batch
     assert of_script(batch) == [*request.arguments(), "--rdzv="]
     job, _ = of_job(kubernetes.render(request, IMAGE))
-    assert job["metadata"]["name"] == "nava-6b-finetune" and job["spec"]["trainer"]["numNodes"] == 2
+    assert job["metadata"]["generateName"] == "nava-6b-finetune-" and job["spec"]["trainer"]["numNodes"] == 2
 
 
 def test_a_dry_run_looks_for_what_a_fine_tuning_names(capsys, monkeypatch, tmp_path) -> None:

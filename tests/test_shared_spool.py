@@ -76,7 +76,7 @@ def test_a_run_that_ends_on_a_full_disk_is_ended_later_and_loses_no_point(tmp_pa
     tracker.log_metrics({"loss": 0.5}, 2)
     tracker.log_metrics({"loss": 0.4}, 2)  # a point stays as it was first written
     owner = json.loads((tracker.folder / OWNER).read_text())
-    (tracker.folder / OWNER).write_text(json.dumps({**owner, "time_s": 1.0}))  # its process has ended
+    (tracker.folder / OWNER).write_text(json.dumps({**owner, "began": -1}))  # its process has ended
     assert spooled.end_if_abandoned() and spooled.last_end()[0] == "KILLED"
     values = [event["values"] for _, event in spooled.events() if event["kind"] == "metrics"]
     assert values == [{"loss": 1.0}, {"loss": 0.5}]

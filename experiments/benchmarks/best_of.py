@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import yaml
 
-from experiments.benchmarks.harness import facts, make_parser, parse, write
+from experiments.benchmarks.harness import facts, make_parser, parse, shown, write
 from experiments.candidates import BestOf, choose, with_candidates
 from experiments.recipes.load import load_recipe
 from experiments.scoring.clips import index_clips
@@ -206,12 +206,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def _shown(found: Mapping[str, Any], sign: bool = False) -> str:
-    if found["mean"] is None:
-        return "not measured"
-    plus = "+" if sign else ""
-    return (
-        f"{found['mean']:{plus}.3f} ({found['low']:{plus}.3f} to {found['high']:{plus}.3f}), n {found['n']}"
-    )
+    return shown(found, sign=sign) + ("" if found["mean"] is None else f", n {found['n']}")
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import load_file
 
 from experiments.benchmarks.best_of import JUDGES, Column, DemoOutput, by_prompt, scores_of
-from experiments.benchmarks.harness import facts, make_parser, parse, ratio, write
+from experiments.benchmarks.harness import facts, make_parser, parse, ratio, shown, write
 from experiments.recipes.load import load_recipe
 from experiments.scoring.statistics import bootstrap_mean
 from pretrain.flow.reuse import FeatureCacheConfig
@@ -150,7 +150,7 @@ def table(result: Mapping[str, Any]) -> str:
             "steps that compute the blocks",
             *(f"{one['computed_steps']} of {one['steps']}" for one in arms.values()),
         ],
-        ["sampling, times as fast", *(_shown(one["times_as_fast"], "ratio") for one in arms.values())],
+        ["sampling, times as fast", *(shown(one["times_as_fast"], "ratio") for one in arms.values())],
         [
             "latents' difference, picture and sound",
             *(
@@ -161,18 +161,11 @@ def table(result: Mapping[str, Any]) -> str:
     ]
     for name, found in result["metrics"].items():
         cells = [
-            _shown(one["mean" if arm == EXACT else "less_exact"], "mean", arm != EXACT)
+            shown(one["mean" if arm == EXACT else "less_exact"], "mean", arm != EXACT)
             for arm, one in found.items()
         ]
         rows.append([f"`{name}`, {EXACT} and differences to it", *cells])
     return markdown_table(["", *arms], rows)
-
-
-def _shown(found: Mapping[str, Any], value: str, sign: bool = False) -> str:
-    if found[value] is None:
-        return "not measured"
-    plus = "+" if sign else ""
-    return f"{found[value]:{plus}.3f} ({found['low']:{plus}.3f} to {found['high']:{plus}.3f})"
 
 
 def main() -> None:

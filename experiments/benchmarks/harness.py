@@ -147,6 +147,16 @@ def write(found: dict[str, Any], out: Path | None) -> None:
         print(f"wrote {out}")
 
 
+def shown(found: Mapping[str, Any], value: str = "mean", sign: bool = False) -> str:
+    """`0.123 (0.100 to 0.150)` of {VALUE, low, high}; the value alone where it has no interval."""
+    if found[value] is None:
+        return "not measured"
+    plus = "+" if sign else ""
+    if found["low"] is None:
+        return f"{found[value]:{plus}.3f}"
+    return f"{found[value]:{plus}.3f} ({found['low']:{plus}.3f} to {found['high']:{plus}.3f})"
+
+
 def _short(value: Any) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 

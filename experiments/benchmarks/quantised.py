@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks.best_of import JUDGES, DemoOutput, scores_of
-from experiments.benchmarks.harness import facts, make_parser, parse, write
+from experiments.benchmarks.harness import facts, make_parser, parse, shown, write
 from experiments.recipes.load import load_recipe
 from experiments.scoring.statistics import Interval, bootstrap_mean
 from pretrain.generate import generate
@@ -80,16 +80,10 @@ def tables(result: Mapping[str, Any]) -> str:
     for part in ("generation", "alignment"):
         heads = list(next(iter(result[part].values())))
         rows = [
-            [f"`{name}`", *(_shown(found[head]) for head in heads)] for name, found in result[part].items()
+            [f"`{name}`", *(shown(found[head]) for head in heads)] for name, found in result[part].items()
         ]
         parts.append(markdown_table([part, *heads], rows))
     return "\n\n".join(parts)
-
-
-def _shown(found: Mapping[str, Any]) -> str:
-    if found["mean"] is None:
-        return "not measured"
-    return f"{found['mean']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
 
 
 def _named(text: str) -> tuple[str, Path]:
