@@ -132,7 +132,9 @@ def test_the_reward_rises_on_held_out_prompts(world, tmp_path, algorithm):
 
 
 @distributed
-@pytest.mark.parametrize("after_round", [1, 3])  # within a phase, and between two of them
+@pytest.mark.parametrize(  # within a phase, and between two of them
+    "after_round", [pytest.param(1, marks=pytest.mark.slow), 3]
+)
 def test_killed_between_rounds_ends_bit_equal(world, whole, tmp_path, after_round):
     run = align_run(world, tmp_path, recipe())
     assert run_align(run, mishap=f"kill@{after_round}") == [-9]
@@ -155,8 +157,9 @@ def test_sigterm_keeps_the_last_round_and_exits_0(world, whole, tmp_path):
 @pytest.mark.parametrize(
     ("call", "every", "kept"),
     [
-        (3, 1, 1),  # scored are the held-out prompts, rounds 1 and 2, and the held-out ones again: round 2
-        (3, 4, 1),  # saved because of the failure
+        # scored are the held-out prompts, rounds 1 and 2, and the held-out ones again: round 2
+        pytest.param(3, 1, 1, marks=pytest.mark.slow),
+        pytest.param(3, 4, 1, marks=pytest.mark.slow),  # saved because of the failure
         (4, 1, 1),  # round 2 had learned
     ],
 )

@@ -144,6 +144,7 @@ def test_rounds_of_pairs_are_of_one_kind_and_all_kinds_come(voted, capsys):
         open_pairs(voted / "pairs.jsonl", store, 12)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_two_ranks_learn_votes_on_mixed_clips_as_one_does(voted, tmp_path):
     recipe = mixed(("gsb_dpo",), rounds=2, phases={"gsb_dpo": dpo(rounds=6, lr=1e-3)})

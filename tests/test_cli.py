@@ -131,6 +131,7 @@ def test_prompt_check_in_json(tmp_path, capsys):
     assert run("prompt", "check", str(path)) == 0
 
 
+@pytest.mark.slow
 def test_plan_counts_the_published_model(capsys):
     assert run("plan", "nava_6b", "--gpus", "64", "--json") == 0
     assert json.loads(capsys.readouterr().out)["params_total"] == 6_296_995_520

@@ -62,7 +62,7 @@ def test_every_rank_holds_every_frame_in_equal_parts(frames, cells, size):
         assert torch.equal(part.view(frames, cells), torch.arange(frames)[:, None].expand(-1, cells))
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.distributed
 def test_outputs_and_gradients_equal_one_rank(tmp_path, world_size):
     assert run_processes(rank, world_size, tmp_path, tmp_path) == [0] * world_size, (

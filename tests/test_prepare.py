@@ -131,6 +131,7 @@ def test_copies_and_crops_are_found(prepared):
     assert len({"one.mp4", "one copy.mp4", "surround.mp4"} & sources) == 1  # the same sound and pictures
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_gives_the_same_bytes(prepared, tmp_path):
     raw, _, out, _ = prepared
     other = tmp_path / "other"

@@ -104,7 +104,7 @@ def _wav() -> bytes:
 
 def test_slow_clips_of_one_token_do_not_delay_another_one(tmp_path):
     """24 small files that decode slowly, before an honest one of another token."""
-    (tmp_path / "slow.mp4").write_bytes(mp4(600, 352, 640))
+    (tmp_path / "slow.mp4").write_bytes(mp4(240, 352, 640))
     (tmp_path / "quick.wav").write_bytes(_wav())
 
     async def run() -> tuple[float, float]:
