@@ -57,6 +57,14 @@ def test_prompts_that_say_the_same_are_one_however_many_they_are(of):
     assert apart.high - apart.low < once.high - once.low
 
 
+def test_prompts_that_nobody_could_score_are_not_drawn():
+    ours, theirs = [[[1.0, 1.0], [0.9, 1.0], None, [1.1, 1.0]]] * 2, [[[0.4, 1.0]] * 4] * 2
+    for of in (over_prompts, over_trainings):
+        without = [[row[:2] + row[3:] for row in side] for side in (ours, theirs)]
+        assert of(ours, theirs, 300) == of(*without, 300)
+        assert of(ours, theirs, 300, "aabc") == of(*without, 300, "aac")
+
+
 def test_prompts_that_fail_alike_are_not_taken_for_a_difference():
     """24 prompts of 6 words, where the word decides: by prompt more than one in five is told apart."""
     rng, words, wrong = np.random.default_rng(5), np.repeat(np.arange(24), 4), {True: 0, False: 0}

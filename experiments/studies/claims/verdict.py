@@ -43,7 +43,7 @@ def over_prompts(ours: SeedTerms, theirs: SeedTerms, resamples: int, said: Said 
     n = int((pair[0].below > 0).sum())
     if not n:
         return Interval(math.nan, math.nan, math.nan, 0)
-    one, other = (together(table, said) for table in pair)
+    one, other = _drawn(pair, said)
     draws = ClipDraws.make(one.below.shape[1], resamples, 0)
     moved = draws.means(one) - draws.means(other)
     low, high = np.quantile(moved, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
@@ -57,7 +57,7 @@ def over_trainings(ours: SeedTerms, theirs: SeedTerms, resamples: int, said: Sai
     bootstrap over what the prompts say, so that neither a few seeds nor a few words pass for more. Of one
     seed only the prompts' part is there. `n` counts seeds.
     """
-    one, other = (together(table, said) for table in paired(Table.of(ours), Table.of(theirs)))
+    one, other = _drawn(paired(Table.of(ours), Table.of(theirs)), said)
     pairs = zip(one.per_seed, other.per_seed, strict=True)
     moved = np.array([mine - its for mine, its in pairs if not math.isnan(mine - its)])
     if not len(moved):
@@ -105,6 +105,13 @@ def compared(
 def together(table: Table, said: Said | None) -> Table:
     """The prompts that say the same as one column; as it is where it has no prompts, as a loss has none."""
     return table if said is None or table.below.shape[1] != len(said) else table.summed(said)
+
+
+def _drawn(pair: Sequence[Table], said: Said | None) -> list[Table]:
+    """What is resampled: the prompts that say the same as one, without those of which nothing is scored."""
+    joined = [together(table, said) for table in pair]
+    kept = joined[0].below.any(axis=0)
+    return [Table(table.above[:, kept], table.below[:, kept]) for table in joined]
 
 
 def _of_all_seeds(table: Table) -> Table:
