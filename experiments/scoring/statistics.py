@@ -80,10 +80,10 @@ class Table:
     def summed(self, clusters: Sequence[Hashable]) -> Table:
         """float64 [seeds, clusters]: the clips of each cluster together, in order of appearance."""
         codes = {name: code for code, name in enumerate(dict.fromkeys(clusters))}
-        places = [codes[name] for name in clusters]
+        places = np.array([codes[name] for name in clusters], dtype=np.int64)
         above, below = (np.zeros((len(self.above), len(codes))) for _ in range(2))
-        np.add.at(above, (slice(None), places), self.above)
-        np.add.at(below, (slice(None), places), self.below)
+        np.add.at(above.T, places, self.above.T)
+        np.add.at(below.T, places, self.below.T)
         return Table(above, below)
 
     @property

@@ -59,9 +59,10 @@ class Comparison:
         found = {}
         for name in part:
             tables = paired(part[name], whole[name], base[name])
-            n, drawn = tables[0].scored, [self._together(table) for table in tables]
-            up, draws = self.higher_is_better[name], self._draws(drawn[0])
-            found[name] = replace(share_of_gain(*drawn, up, draws), n=n).as_json()
+            mine, best, start = (self._together(table) for table in tables)
+            up, draws = self.higher_is_better[name], self._draws(mine)
+            share = share_of_gain(mine, best, start, up, draws)
+            found[name] = replace(share, n=tables[0].scored).as_json()
         return found
 
     def _mean(self, table: Table) -> Interval:

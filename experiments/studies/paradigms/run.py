@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,7 +13,7 @@ from matplotlib.figure import Figure
 from experiments.layout import Layout
 from experiments.runs.provenance import md5_of
 from experiments.scoring.sets import ScoreConfig
-from experiments.scoring.statistics import Clusters, Draws, Interval, SeedTerms, Table
+from experiments.scoring.statistics import Clusters, Draws, SeedTerms, Table
 from experiments.studies.claims.verdict import over_trainings
 from experiments.studies.harness import Run, Study, mark_of, require
 from experiments.studies.paradigms.config import FLOPS, PARADIGMS, REFERENCE, STEPS, StudyConfig
@@ -210,19 +209,7 @@ def _differences(
     seed could score on both sides are not drawn."""
     found = {}
     for name, up in comparison.higher_is_better.items():
-        both = [*zip(ours[name], theirs[name], strict=True)]
-        kept = [
-            place
-            for place in range(len(ours[name][0]))
-            if any(one[place] is not None and other[place] is not None for one, other in both)
-        ]
-        sides = [[[row[place] for place in kept] for row in side[name]] for side in (ours, theirs)]
-        said = None if comparison.said is None else [comparison.said[place] for place in kept]
-        interval = (
-            over_trainings(*sides, comparison.resamples, said)
-            if kept
-            else Interval(math.nan, math.nan, math.nan, 0)
-        )
+        interval = over_trainings(ours[name], theirs[name], comparison.resamples, comparison.said)
         verdict = ONE_SEED if interval.n == 1 else interval.classify(up)
         found[name] = {**interval.as_json(), "verdict": verdict}
     return found
