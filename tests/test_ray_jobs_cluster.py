@@ -96,7 +96,8 @@ def test_sigterm_to_any_part_leaves_a_checkpoint_and_the_job_goes_on(address, wh
     assert f"{job}-3" not in {found.submission_id for found in jobs.list_jobs()}
     wait_until(lambda: mlflow_run(root, job)[0].info.status == "FINISHED", 30)
     run, steps = mlflow_run(root, job)
-    assert run.data.tags["nava.job"] == job and run.data.params["global_batch_size"] == "4"
+    assert run.data.tags["nava.job"] == f"{job}-2" and run.data.params["global_batch_size"] == "4"
+    assert run.data.tags["nava.changed.nava.job"] == f"{job} -> {job}-2"
     assert sorted(set(steps)) == steps == list(range(1, STEPS + 1))
 
 
