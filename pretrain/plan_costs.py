@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from pretrain.launch.states import kept_steps
 from pretrain.model.args import ModelArgs
 from pretrain.model.flops import ClipShape
 from pretrain.model.plan_sizes import model_moments, sizes_of
@@ -84,8 +85,7 @@ def kept_states(config: PretrainConfig) -> int:
     saves, kept = config.checkpoint, 0
     for stage in config.stages.values():
         steps = sorted({*range(saves.interval, stage.steps + 1, saves.interval), stage.steps})
-        spared = [step for step in steps if saves.keep_every and step % saves.keep_every == 0]
-        kept += len({*steps[-saves.keep_last :], *spared})
+        kept += len(kept_steps(steps, saves.keep_last, saves.keep_every))
     return kept
 
 

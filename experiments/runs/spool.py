@@ -168,11 +168,8 @@ class SpooledRun:
     def end_event(self) -> dict[str, Any]:
         """The run's last end; empty if it runs or waits."""
         last: dict[str, Any] = {}
-        for _, event in self.events():
-            if event["kind"] in ("announce", "start"):
-                last = {}
-            elif event["kind"] == "finish":
-                last = event
+        for event in self._begins_and_ends():
+            last = event if event["kind"] == "finish" else {}
         return last
 
     def end_if_abandoned(self) -> bool:
@@ -204,10 +201,12 @@ class SpooledRun:
     def _begins_and_ends(self) -> Iterator[dict[str, Any]]:
         with (self.folder / EVENTS).open("rb") as file:
             for line in file:
+                if not line.endswith(b"\n"):  # as in `events`
+                    return
                 # most lines are metrics, which are not parsed
-                if b'"start"' in line or b'"finish"' in line:
+                if any(kind in line for kind in (b'"announce"', b'"start"', b'"finish"')):
                     event = read_event(line)
-                    if event is not None and event["kind"] in ("start", "finish"):
+                    if event is not None and event["kind"] in ("announce", "start", "finish"):
                         yield event
 
     def end_below(self, invocation: str) -> str | None:
@@ -217,7 +216,7 @@ class SpooledRun:
             if event["kind"] == "start":
                 below = event.get("invocation") == invocation
                 found = "" if below else found
-            elif below:
+            elif below and event["kind"] == "finish":
                 found = event["status"]
         return found
 

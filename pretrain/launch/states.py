@@ -4,6 +4,7 @@ format, finished once it has its `.metadata`."""
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from pretrain.storage import is_file, list_folder
@@ -15,6 +16,12 @@ _STEP = re.compile(r"step-(\d+)")
 def complete_steps(folder: Path) -> list[int]:
     """Steps with a finished checkpoint, ascending."""
     return sorted(step for step, path in step_folders(folder) if is_file(path / METADATA))
+
+
+def kept_steps(steps: Sequence[int], keep_last: int, keep_every: int) -> list[int]:
+    """Of ascending steps the `keep_last` newest and the multiples of `keep_every` (0: none)."""
+    newest = {*steps[-keep_last:]}
+    return [step for step in steps if step in newest or (keep_every and step % keep_every == 0)]
 
 
 def step_folders(folder: Path) -> list[tuple[int, Path]]:

@@ -25,7 +25,7 @@ from torchtitan.components.checkpoint import (
 from torchtitan.tools.logging import logger
 
 from pretrain.config import one_line
-from pretrain.launch.states import METADATA, complete_steps, step_folders
+from pretrain.launch.states import METADATA, complete_steps, kept_steps, step_folders
 from pretrain.recipe import CheckpointConfig
 from pretrain.storage import is_file, is_remote, list_folder, remove_files
 from pretrain.titan.checkpoint_times import CheckpointTimes
@@ -162,7 +162,7 @@ def retain(folder: Path, keep_last: int, keep_every: int) -> list[int]:
     One with a file that DCP does not write stays whole. Returns the steps that the rule keeps.
     """
     steps = complete_steps(folder)
-    kept = [step for step in steps if step in steps[-keep_last:] or (keep_every and step % keep_every == 0)]
+    kept = kept_steps(steps, keep_last, keep_every)
     for step in sorted(set(steps) - set(kept)):
         _removed(folder / f"step-{step}")
     return kept

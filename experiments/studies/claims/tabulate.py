@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiments.scoring.statistics import ClipDraws, SeedTerms, Table, mean_over_seeds
+from experiments.scoring.statistics import ClipDraws, Clusters, SeedTerms, Table, mean_over_seeds
 from experiments.studies.claims.one_unit import core_seconds
 from experiments.studies.claims.registry import VALIDATION, Claim, ClaimCell, Contrast
 from experiments.studies.claims.units import ClaimUnits
-from experiments.studies.claims.verdict import NOT_MEASURED, NOT_RUN, Said, compared, together
+from experiments.studies.claims.verdict import NOT_MEASURED, NOT_RUN, compared, together
 from experiments.studies.tables import check_prompts, unscored
 from pretrain.files import read_json
 from rewards.catalog import metric
@@ -131,7 +131,7 @@ def _row(
 
 
 def _differences(
-    scores: CellScores, contrast: Contrast, trained: bool, resamples: int, said: Said
+    scores: CellScores, contrast: Contrast, trained: bool, resamples: int, said: Clusters
 ) -> dict[str, Any]:
     mine, its = _terms(scores[contrast.ours]), _terms(scores[contrast.theirs], contrast.after)
     return {
@@ -141,7 +141,7 @@ def _differences(
     }
 
 
-def _means(scores: Sequence[Mapping[str, Any]], resamples: int, said: Said) -> dict[str, Any]:
+def _means(scores: Sequence[Mapping[str, Any]], resamples: int, said: Clusters) -> dict[str, Any]:
     """Mean over seeds by measure, with an interval over what the prompts say."""
     found = {}
     for name, terms in _terms(scores).items():

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from scipy.stats import norm, t
 
-from experiments.scoring.statistics import ClipDraws, Interval, SeedTerms, Table, paired
+from experiments.scoring.statistics import ClipDraws, Clusters, Interval, SeedTerms, Table, paired
 from pretrain.statistics import CONFIDENCE, cluster_counts, ratios_of_sums
 
 POWER = 0.8  # the chance with which `detectable` would have been told apart
@@ -29,10 +29,9 @@ NOT_MEASURED: Mapping[str, Any] = {
 }
 
 
-Said = Sequence[Hashable]  # of each prompt its words and voices; prompts of the same ones are drawn together
-
-
-def over_prompts(ours: SeedTerms, theirs: SeedTerms, resamples: int, said: Said | None = None) -> Interval:
+def over_prompts(
+    ours: SeedTerms, theirs: SeedTerms, resamples: int, said: Clusters | None = None
+) -> Interval:
     """Difference of two samplings of one model.
 
     [seeds][clips] (numerator, denominator) or None. The clips of all noise seeds of prompts that say the same
@@ -50,7 +49,9 @@ def over_prompts(ours: SeedTerms, theirs: SeedTerms, resamples: int, said: Said 
     return Interval(one.mean - other.mean, float(low), float(high), n)
 
 
-def over_trainings(ours: SeedTerms, theirs: SeedTerms, resamples: int, said: Said | None = None) -> Interval:
+def over_trainings(
+    ours: SeedTerms, theirs: SeedTerms, resamples: int, said: Clusters | None = None
+) -> Interval:
     """Difference of two trainings, paired by seed and prompt; symmetric.
 
     Half width: root of the sum of squares of Student's interval over the seeds' differences and of the
@@ -85,7 +86,7 @@ def compared(
     higher_is_better: bool,
     trained: bool,
     resamples: int,
-    said: Said | None = None,
+    said: Clusters | None = None,
 ) -> dict[str, Any]:
     """`{mean, low, high, n, verdict, detectable}`.
 
@@ -102,12 +103,12 @@ def compared(
     }
 
 
-def together(table: Table, said: Said | None) -> Table:
+def together(table: Table, said: Clusters | None) -> Table:
     """The prompts that say the same as one column; as it is where it has no prompts, as a loss has none."""
     return table if said is None or table.below.shape[1] != len(said) else table.summed(said)
 
 
-def _drawn(pair: Sequence[Table], said: Said | None) -> list[Table]:
+def _drawn(pair: Sequence[Table], said: Clusters | None) -> list[Table]:
     """What is resampled: the prompts that say the same as one, without those of which nothing is scored."""
     joined = [together(table, said) for table in pair]
     kept = joined[0].below.any(axis=0)
