@@ -1,6 +1,7 @@
 import os
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 # Before anything imports torch or MLflow: tests share a small machine and tell nobody about themselves.
@@ -17,3 +18,11 @@ os.environ.setdefault(
 # A busy machine is slow, not wrong.
 settings.register_profile("house", deadline=None)
 settings.load_profile("house")
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database without runs, to be copied: MLflow makes its tables for seconds."""
+    from mlflow_world import make_database
+
+    return make_database(tmp_path_factory.mktemp("mlflow"))

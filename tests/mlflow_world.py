@@ -18,7 +18,7 @@ quiet_mlflow()
 
 
 def make_database(folder: Path) -> Path:
-    """MLflow makes its tables for seconds, so once for all tests of a module."""
+    """A database with MLflow's tables and no runs."""
     from mlflow import MlflowClient
 
     path = folder / "mlflow.db"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mlflow_world import make_database, open_store, run_of, send
+from mlflow_world import open_store, run_of, send
 
 from experiments.runs import dataset_rows
 from experiments.runs.dataset_rows import Budget
@@ -216,8 +216,8 @@ def test_code_models_and_places_elsewhere_are_no_data(tmp_path):
     }
 
 
-def test_mlflow_has_digest_profile_and_schema(tmp_path, monkeypatch, tmp_path_factory):
-    client = open_store(tmp_path, monkeypatch, make_database(tmp_path_factory.mktemp("mlflow")))
+def test_mlflow_has_digest_profile_and_schema(tmp_path, monkeypatch, empty_database):
+    client = open_store(tmp_path, monkeypatch, empty_database)
     lines(Path("votes.jsonl"), {"user_id": "u", "left_model": "a", "right_model": "b", "case_id": "c"})
     inputs = {"votes.jsonl": f"sha256:{'ab' * 32}", "pretrain/media": "0" * 32, "gone.jsonl": "1" * 32}
     tracker = SpoolTracker(Path("out/tracking") / new_run_key("align"), about=about_inputs(inputs, Path()))

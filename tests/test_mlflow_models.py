@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow_world import (
     logged_models,
-    make_database,
     model_folder_of,
     open_store,
     run_of,
@@ -34,14 +33,9 @@ from experiments.runs.tracker import SpoolTracker
 NAME = "nava-mini"
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory):
-    return make_database(tmp_path_factory.mktemp("mlflow"))
-
-
 @pytest.fixture
-def store(tmp_path, monkeypatch, database):
-    return open_store(tmp_path, monkeypatch, database)
+def store(tmp_path, monkeypatch, empty_database):
+    return open_store(tmp_path, monkeypatch, empty_database)
 
 
 def train(folder: str, weights: bytes, registered: str = NAME, alias: str = "pretrained", **options) -> str:

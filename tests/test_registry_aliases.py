@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mlflow_world import make_database, model_folder_of, open_store, send, started
+from mlflow_world import model_folder_of, open_store, send, started
 from model_cases import debug_model
 
 from experiments.cli import main
@@ -29,18 +29,13 @@ from pretrain.model.flavors import flavor
 NAME = "nava-mini"
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory):
-    return make_database(tmp_path_factory.mktemp("mlflow"))
-
-
 @pytest.fixture
-def store(tmp_path, monkeypatch, database):
+def store(tmp_path, monkeypatch, empty_database):
     """A store with two versions in a folder of its own, named by MLFLOW_TRACKING_URI from an empty one."""
     home, away = tmp_path / "home", tmp_path / "away"
     home.mkdir()
     away.mkdir()
-    client = open_store(home, monkeypatch, database)
+    client = open_store(home, monkeypatch, empty_database)
     for number, alias in (("one", "pretrained"), ("two", "aligned")):
         model_folder_of(Path(number), number.encode())
         register(Path(number), alias)
@@ -292,11 +287,11 @@ def test_the_codec_of_a_model_is_the_default_one_only_where_it_is_the_same(store
     assert model_and_codec("folder", None, Path("out"), default) == (Path("folder"), default)
 
 
-def test_clips_from_an_empty_folder_by_alias(tmp_path, monkeypatch, database, capsys):
+def test_clips_from_an_empty_folder_by_alias(tmp_path, monkeypatch, empty_database, capsys):
     home, away = tmp_path / "home", tmp_path / "away"
     home.mkdir()
     away.mkdir()
-    client = open_store(home, monkeypatch, database)
+    client = open_store(home, monkeypatch, empty_database)
     talk = dict.fromkeys(("talk_a", "talk_b", "talk_test"), 0)
     build_corpus(
         CorpusConfig(paired=40, audio_only=40, hq_audio=20, validation=4, processes=1, **talk), Path("corpus")

@@ -6,7 +6,7 @@ import sqlite3
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mlflow_world import make_database, model_folder_of, open_store, run_of, send, send_all_again, started
+from mlflow_world import model_folder_of, open_store, run_of, send, send_all_again, started
 
 from experiments.layout import Layout
 from experiments.runs import sender
@@ -22,14 +22,9 @@ values = st.sampled_from(["a", "b", "c"])
 A, B = "A" * 40, "B" * 40
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory):
-    return make_database(tmp_path_factory.mktemp("mlflow"))
-
-
 @pytest.fixture
-def store(tmp_path, monkeypatch, database):
-    return open_store(tmp_path, monkeypatch, database)
+def store(tmp_path, monkeypatch, empty_database):
+    return open_store(tmp_path, monkeypatch, empty_database)
 
 
 def start_of(commit: str, dirty: bool, **inputs: str) -> dict:

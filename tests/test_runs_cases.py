@@ -18,7 +18,6 @@ import torch
 from align_world import write_world
 from pipeline_repository import commit, end_senders, git
 from services import clean_environment
-from test_sending import empty_database  # noqa: F401
 from titan_world import write_latents
 
 from experiments import doctor
@@ -133,7 +132,7 @@ def send_to(folder: Path, database: Path) -> None:
 
 def test_an_experiment_in_a_temporary_workspace_loses_neither_run_nor_metrics(
     repository,
-    empty_database,  # noqa: F811
+    empty_database,
 ):
     dvc(repository, "exp", "run", "--temp", "-S", "votes.seed=7")
     assert experiment_metrics(repository) == [3.5]
@@ -143,7 +142,7 @@ def test_an_experiment_in_a_temporary_workspace_loses_neither_run_nor_metrics(
 
 
 @pytest.mark.slow
-def test_queued_experiments_lose_neither_runs_nor_metrics(repository, empty_database):  # noqa: F811
+def test_queued_experiments_lose_neither_runs_nor_metrics(repository, empty_database):
     dvc(repository, "exp", "run", "--queue", "-S", "votes.seed=3,5")
     dvc(repository, "queue", "start")
     end = time.monotonic() + 200

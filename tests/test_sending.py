@@ -24,16 +24,6 @@ from experiments.runs.tracker import RunStart, SpoolTracker, new_run_key
 quiet_mlflow()
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory):
-    """MLflow makes its tables for seconds, so once for all tests."""
-    from mlflow import MlflowClient
-
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture(autouse=True)
 def store(tmp_path, monkeypatch, empty_database):
     """A default store in the current folder; returns what reads it."""
